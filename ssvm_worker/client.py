@@ -10,7 +10,7 @@ It needs only the broker: no store, no vCenter and no settings file. For other l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -60,23 +60,26 @@ class Client:
         is invalid, or if another request has the same id.
         """
         fields = request | ({"job_id": job_id} if job_id else {})
-        new = self._new(job, fields, zone)
+        new = self.new_job(job, fields, zone)
         record, is_new = self._ledger.submit(replace(new, traceparent=checked(traceparent)))
         if is_new:
             self._wake(record)
         return record
 
-    def submit_or_find(self, job: str, beside: Beside, **request: Any) -> tuple[Record, bool]:
-        """Queue a job with these fields, and store a value beside it. Return its record, and True if the job is new.
+    def submit_or_find(self, jobs: Sequence[tuple[NewJob, Beside | None]]) -> list[tuple[Record, bool]]:
+        """Queue jobs with one request to the broker, and store a value beside each. Return the records.
 
-        If the id is known, return that job, even if its request differs. Then the value is not stored.
+        If an id is known, return that job, even if its request differs. Then its value is not stored, and its record
+        comes with False. After an error some jobs may be queued. The reaper of a worker then sends their messages.
         """
-        record, is_new = self._ledger.submit_or_find(self._new(job, request), beside)
-        if is_new:
-            self._wake(record)
-        return record, is_new
+        found = self._ledger.submit_or_find(jobs)
+        for record, is_new in found:
+            if is_new:
+                self._wake(record)
+        return found
 
-    def _new(self, job: str, fields: dict[str, Any], zone: str = "") -> NewJob:
+    def new_job(self, job: str, fields: dict[str, Any], zone: str = "") -> NewJob:
+        """Return a job with these fields, which is not submitted yet. Raise InvalidRequest."""
         return assembly.new_job(self.settings, find_job(job), fields, zone=zone, of_server=self._of_server)
 
     def job(self, job_id: str) -> Record:

@@ -70,7 +70,8 @@ def _agent(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - e
     section = settings.cloudstack
     guid = section.guid or section.name or ""
     claim = GuidClaim(assembly.open_agents(settings), guid, settings.zone, settings.ledger.claim_s)
-    agent = Agent(settings, Dispatcher(open_services(settings)), claim=claim)
+    dispatcher = Dispatcher(open_services(settings))
+    agent = Agent(settings, dispatcher, joint=dispatcher.answer_together, claim=claim)
 
     def stop(*_: object) -> None:
         threading.Thread(target=agent.stop, name="stop", daemon=True).start()

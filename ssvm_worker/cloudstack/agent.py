@@ -11,7 +11,7 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ConfigError
 
 from .certificates import CertificateFiles
-from .command_pool import CommandPool
+from .command_pool import CommandPool, JointHandler
 from .frame import Frame, Handler
 from .guid_claim import GuidClaim
 from .link import AgentLink, LinkLost, LinkTrust
@@ -35,6 +35,7 @@ class Agent:
         settings: Settings,
         handler: Handler,
         *,
+        joint: JointHandler | None = None,
         times: SessionTimes | None = None,
         claim: GuidClaim | None = None,
     ) -> None:
@@ -55,7 +56,7 @@ class Agent:
         self._context = AgentContext(
             lambda address: startup_command(section, settings.zone, address),
             AgentState(path, configured),
-            CommandPool(handler, claim.note if claim else (lambda *_: None), threads=section.max_commands),
+            CommandPool(handler, claim.note if claim else (lambda *_: None), joint, threads=section.max_commands),
             CertificateFiles(section.certificate_file, section.key_file, section.ca_file),
             times or SessionTimes(),
             on_up=self._on_up,

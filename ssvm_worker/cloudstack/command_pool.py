@@ -21,6 +21,13 @@ SETUP = frozenset({"SecStorageSetupCommand", "SecStorageFirewallCfgCommand", "Se
 #: Threads for commands in sequence. The server sends the next one only after the answer, or after its own time limit.
 _SEQUENCE_THREADS = 8
 
+#: Commands of which a server sends many at once, for example after its start.
+_JOINT = frozenset({"DownloadCommand"})
+#: The most of them that are answered together. The first answer waits for the others.
+_MAX_JOINT = 32
+
+#: Answers several commands of _JOINT with one request to the broker. None: the command needs a thread.
+JointHandler = Callable[[Sequence[RawMessage]], Sequence[RawMessage | None]]
 #: Called after each command: the short name of its class, the result, and the seconds to the answer.
 Observer = Callable[[str, bool, float], None]
 
@@ -50,13 +57,22 @@ class CommandPool:
 
     Commands in sequence have their own threads. So a hundred slow downloads do not delay the setup of a host.
     The server keeps the order of these commands: it sends the next one after the answer.
+    With a *joint* handler, one thread first offers it all DownloadCommands that wait. So a hundred of them cost neither
+    a hundred threads nor a hundred requests to the broker.
     """
 
     def __init__(
-        self, handler: Handler, observer: Observer = lambda *_: None, *, threads: int = 128, setup_s: float = 20.0
+        self,
+        handler: Handler,
+        observer: Observer = lambda *_: None,
+        joint: JointHandler | None = None,
+        *,
+        threads: int = 128,
+        setup_s: float = 20.0,
     ) -> None:
         """Store the limits: *threads* for commands at once, and *setup_s* seconds until a setup command has failed."""
-        self._handler, self._observer, self._setup_s = handler, observer, setup_s
+        self._handler, self._observer, self._joint_handler, self._setup_s = handler, observer, joint, setup_s
+        self._joint, self._waiting = _Threads(1), deque[OpenCommand]()
         self._parallel, self._sequence = _Threads(threads), _Threads(_SEQUENCE_THREADS)
         self._open: set[OpenCommand] = set()
         self._changed = threading.Condition()
@@ -71,8 +87,11 @@ class CommandPool:
         command = OpenCommand(frame, answer)
         with self._changed:
             self._open.add(command)
-        threads = self._sequence if frame.in_sequence or command.is_setup else self._parallel
-        threads.submit(lambda: self._answer(command, self._messages(frame)))
+        if self._joint_handler and len(frame.messages) == 1 and frame.messages[0].short in _JOINT:
+            self._waiting.append(command)
+            self._joint.submit(self._answer_joint)
+        else:
+            self._start(command)
 
     def expire(self) -> None:
         """Answer setup commands that run for too long with a failure. Call this every second or so."""
@@ -93,26 +112,48 @@ class CommandPool:
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, seconds)
 
+    def _start(self, command: OpenCommand) -> None:
+        threads = self._sequence if command.frame.in_sequence or command.is_setup else self._parallel
+        threads.submit(lambda: self._answer(command, self._messages(command.frame)))
+
+    def _answer_joint(self) -> None:
+        """Answer the commands that wait. Start a thread for each other one."""
+        assert self._joint_handler
+        commands = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_JOINT))]
+        if not commands:
+            return  # an earlier call has answered them
+        started = time.monotonic()
+        messages = [each.frame.messages[0] for each in commands]
+        try:
+            answers = self._joint_handler(messages)
+        except Exception:  # noqa: BLE001 - each command still gets its own answer
+            _log.exception("commands were not answered together because of a bug")
+            answers = [None] * len(commands)
+        for command, message, answer in zip(commands, messages, answers, strict=True):
+            if answer is None:
+                self._start(command)
+            else:
+                self._note(message, command.frame.number, answer, started)
+                self._answer(command, iter((answer,)))
+
     def _messages(self, frame: Frame) -> Iterator[RawMessage]:
         """Yield the answer to each command. With STOP_ON_ERROR, a failure ends those after it."""
         stopped = False
         for each in frame.messages:
-            answer = failed("Stopped by previous failure") if stopped else self._handled(each, frame.number)
+            started = time.monotonic()
+            try:
+                answer = failed("Stopped by previous failure") if stopped else self._handler(each)
+            except Exception as error:  # noqa: BLE001 - without an answer the server would wait for an hour
+                _log.exception("%s failed because of a bug", each.short)
+                answer = failed(f"The agent has a bug ({type(error).__name__}): see its log")
+            self._note(each, frame.number, answer, started)
             stopped = stopped or (frame.stop_on_error and not answer.content.get("result"))
             yield answer
 
-    def _handled(self, message: RawMessage, number: int) -> RawMessage:
-        started = time.monotonic()
-        try:
-            answer = self._handler(message)
-        except Exception as error:  # noqa: BLE001 - without an answer the server would wait for an hour
-            _log.exception("%s failed because of a bug", message.short)
-            answer = failed(f"The agent has a bug ({type(error).__name__}): see its log")
+    def _note(self, message: RawMessage, number: int, answer: RawMessage, started: float) -> None:
         seconds = time.monotonic() - started
-        result = bool(answer.content.get("result"))
         _log.info("→ #%d %s (to %s, %.3f s)", number, describe(answer), message.short, seconds)
-        self._observer(message.short, result, seconds)
-        return answer
+        self._observer(message.short, bool(answer.content.get("result")), seconds)
 
     def _answer(self, command: OpenCommand, answers: Iterator[RawMessage]) -> None:
         found: Sequence[RawMessage] = list(answers)

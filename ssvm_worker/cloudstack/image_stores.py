@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -48,6 +48,7 @@ _ADDRESS_S = 5.0
 _REPEAT_S = 60.0
 
 
+@lru_cache
 def canonical(url: str) -> str:
     """Return the place of an NFS URL: without a port, a query, and slashes at the end.
 
@@ -216,6 +217,10 @@ class ImageStores:
         self._publish(name, values)
         self._tell_service(store, name)
         return NamedStore(name, place, lambda: self._open(name, values), isinstance(store, S3TO))
+
+    def is_known(self, store: Wire | None) -> bool:
+        """Return whether ``find`` has no question to the DNS for this store, because an earlier command named it."""
+        return isinstance(store, S3TO) or (isinstance(store, NfsTO) and store.url in self._served)
 
     def named(self, name: str) -> NamedStore:
         """Return a store that an earlier command has named. Raise InvalidRequest if there is none."""

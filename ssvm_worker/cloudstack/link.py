@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssvm_worker.errors import Retryable
+from ssvm_worker.units import KiB
 
 from .frame import HEADER, MAX_JSON
 
@@ -34,6 +35,8 @@ MAX_RECORD, _PLAIN = 18_000, 16_000
 #: The maximum of bytes of one message.
 _MAX_MESSAGE = HEADER.size + MAX_JSON
 _RECORD = struct.Struct(">I")
+#: The most bytes of one read. A hundred commands may arrive at once, and each read costs more than the parsing.
+_RECEIVE = 64 * KiB
 #: Seconds that a write may wait for the server to read. The kernel then gives up unconfirmed data as well. A shorter
 #: interruption of the network must not end a connection: the server may block the host then.
 _SEND_S = 120.0
@@ -121,6 +124,8 @@ class AgentLink:
             raise LinkLost(what, self.peer, "Check the address, the port and the firewalls") from error
         #: The address of this host, as the server sees it if there is no translation.
         self.local_address: str = self._socket.getsockname()[0]
+        #: Bytes from the socket that no call of ``_read`` has returned yet.
+        self._received = bytearray()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing)
         self._sending, self._crypt = threading.Lock(), threading.Lock()
@@ -237,19 +242,20 @@ class AgentLink:
         raise self._lost("The management server has ended TLS")
 
     def _read(self, length: int, until: float = math.inf) -> bytes:
-        data = bytearray()
-        while len(data) < length:
+        while len(self._received) < length:
             if time.monotonic() > until:
                 raise self._lost("no answer in time")
             try:
-                piece = self._socket.recv(length - len(data))
+                piece = self._socket.recv(_RECEIVE)
             except OSError as error:
                 raise self._lost(f"The connection has failed: {error.strerror or error}") from error
             if not piece:
                 raise self._lost("The management server has closed the connection")
-            data += piece
+            self._received += piece
             self._moved_at = time.monotonic()
-        return bytes(data)
+        data = bytes(self._received[:length])
+        del self._received[:length]
+        return data
 
     def _lost(self, what: str) -> LinkLost:
         """Return the error. If we have closed the connection, it has our reason."""

@@ -88,53 +88,42 @@ class Ledger(BrokerClient):
         A known id with the same request returns the existing job. A known id with another request raises
         InvalidRequest. Safe to repeat.
         """
-        record, is_new = self.submit_or_find(new)
+        ((record, is_new),) = self.submit_or_find([(new, None)])
         if (record.job, _dump(record.request, sort_keys=True)) != (new.job, _dump(new.request, sort_keys=True)):
             remedy = f"Use a new job_id; `ssvm job {new.job_id}` shows the other"
             raise InvalidRequest("This job id belongs to another request", new.job_id, remedy)
         return record, is_new
 
-    def submit_or_find(self, new: NewJob, beside: Beside | None = None) -> tuple[Record, bool]:
-        """Store a job as queued, and *beside* it a value. Return its record, and True if the job is new.
+    def submit_or_find(self, jobs: Sequence[tuple[NewJob, Beside | None]]) -> list[tuple[Record, bool]]:
+        """Store jobs as queued, and beside each one a value. Return their records, and True for each new job.
 
-        A known id returns the existing job, also with another request. Then nothing changes. Safe to repeat.
+        A known id returns the existing job, also with another request. Then nothing changes. Several jobs are one
+        request to the broker. An error may leave some of them stored. Safe to repeat.
         """
-        return self._write(new, QUEUED, beside=beside)
+        given = [_submission(new, QUEUED, beside=beside) for new, beside in jobs]
+        if len(given) == 1:
+            answers = [self._run("submit", *given[0])]
+        else:
+            with translated(self._url), self._redis.pipeline(transaction=False) as pipe:
+                for each in given:
+                    self._scripts["submit"](args=[self._key, *each], client=pipe)
+                answers = pipe.execute()
+        records = []
+        for each, (created, *found) in zip(given, answers, strict=True):
+            fields = found or each[6:]
+            stored = dict(zip(fields[::2], fields[1::2], strict=True))
+            if not found:
+                stored |= {"job_id": each[0], "state": QUEUED, "created": created, "updated": created}
+            records.append((from_hash(stored), not found))
+        return records
 
     def refuse(self, new: NewJob, error: WorkerError) -> Record:
         """Store a job as failed before its first attempt, so that its sender finds the reason.
 
         An existing job does not change.
         """
-        return self._write(new, FAILED, error)[0]
-
-    def _write(
-        self, new: NewJob, state: str, error: WorkerError | None = None, beside: Beside | None = None
-    ) -> tuple[Record, bool]:
-        fields = {
-            "job": new.job,
-            "zone": new.zone,
-            "lane": new.lane,
-            "request": _dump(new.request, sort_keys=True),
-            "resource": new.resource,
-            "callback_url": new.callback_url,
-            "priority": new.priority,
-            "account": new.account,
-            "uses": "\n".join(new.uses),
-            "traceparent": new.traceparent,
-        }
-        flat = [str(part) for pair in fields.items() if pair[1] for part in pair]
-        given = (beside.key, beside.value, beside.seconds) if beside else ("", "", "")
-        created, *found = self._run(
-            "submit", new.job_id, state, _json(error.as_dict() if error else None), *given, *flat
-        )
-        if found:
-            return from_hash(dict(zip(found[::2], found[1::2], strict=True))), False
-        if error:
-            return self.get(new.job_id), True
-        stored = dict(zip(flat[::2], flat[1::2], strict=True))
-        stored |= {"job_id": new.job_id, "state": state, "created": created, "updated": created}
-        return from_hash(stored), True
+        self._run("submit", *_submission(new, FAILED, error=error))
+        return self.get(new.job_id)
 
     def get(self, job_id: str) -> Record:
         """Return the record of a job. Raise ObjectNotFound if the job is unknown."""
@@ -469,6 +458,27 @@ def _backup_of(request: dict[str, Any]) -> str:
         return f"snapshots/{'/'.join(map(str, given))}"
     key = str(request.get("key", ""))
     return "/".join(key.split("/")[:4]) if key.startswith("snapshots/") else ""
+
+
+def _submission(
+    new: NewJob, state: str, *, error: WorkerError | None = None, beside: Beside | None = None
+) -> tuple[str, ...]:
+    """Return the arguments of lua/submit.lua."""
+    fields = {
+        "job": new.job,
+        "zone": new.zone,
+        "lane": new.lane,
+        "request": _dump(new.request, sort_keys=True),
+        "resource": new.resource,
+        "callback_url": new.callback_url,
+        "priority": new.priority,
+        "account": new.account,
+        "uses": "\n".join(new.uses),
+        "traceparent": new.traceparent,
+    }
+    flat = (str(part) for pair in fields.items() if pair[1] for part in pair)
+    given = (beside.key, beside.value, str(beside.seconds)) if beside else ("", "", "")
+    return (new.job_id, state, _json(error.as_dict() if error else None), *given, *flat)
 
 
 def _json(value: dict[str, Any] | None) -> str:

@@ -42,7 +42,11 @@ def settings_for(server: AgentServer, tmp_path: Path, **values: Any) -> Settings
 @contextmanager
 def running_agent(settings: Settings, handler: Handler | None = None, times: SessionTimes = QUICK) -> Iterator[Agent]:
     """Run an agent in a thread while the block runs. Stop it regularly at the end."""
-    agent = Agent(settings, handler or Dispatcher(open_services(settings)), times=times)
+    joint = None
+    if handler is None:
+        handler = Dispatcher(open_services(settings))
+        joint = handler.answer_together
+    agent = Agent(settings, handler, joint=joint, times=times)
     thread = threading.Thread(target=agent.run, daemon=True)
     thread.start()
     try:

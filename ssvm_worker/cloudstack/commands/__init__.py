@@ -6,7 +6,8 @@ A handler gets the typed command and returns the typed answer. It only translate
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ssvm_worker.cloudstack.frame import RawMessage
@@ -15,6 +16,7 @@ from ssvm_worker.cloudstack.messages import (
     Answer,
     CopyCmdAnswer,
     CreateDatadiskTemplateAnswer,
+    DownloadCommand,
     GetDatadisksAnswer,
     HandleConfigDriveIsoAnswer,
     QuerySnapshotZoneCopyAnswer,
@@ -103,7 +105,28 @@ class Dispatcher:
         An unknown command gets UnsupportedAnswer. An error gets an Answer with ``result: false`` and one line of text,
         because servers show it to users.
         """
-        answer = encode(self._answer(message)).completed()
+        return self._encoded(message, self._answer(message))
+
+    def answer_together(self, messages: Sequence[RawMessage]) -> list[RawMessage | None]:
+        """Answer DownloadCommands of new downloads with one request to the broker. Return None for any other.
+
+        No answer waits for a store or for the DNS.
+        """
+        commands: list[DownloadCommand | None] = []
+        for message in messages:
+            command = None
+            with suppress(WorkerError):
+                command = decode(message)
+            commands.append(command if type(command) is DownloadCommand else None)
+        answers = downloads.download_all(commands, self._services)
+        return [
+            self._encoded(message, answer) if answer else None
+            for message, answer in zip(messages, answers, strict=True)
+        ]
+
+    def _encoded(self, message: RawMessage, reply: Wire) -> RawMessage:
+        """Return the answer to a message, with what the server needs of the command's context."""
+        answer = encode(reply).completed()
         context = message.content.get("contextMap")
         if isinstance(context, dict):
             repeated = {name: context[name] for name in _REPEATED if name in context}

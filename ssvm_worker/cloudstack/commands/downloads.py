@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -45,7 +46,7 @@ from ssvm_worker.cloudstack.ovf_information import read_information
 from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, Retryable, WorkerError
 from ssvm_worker.jobs.cloudstack_properties import java_digest
-from ssvm_worker.ledger.record import CANCELLED, FAILED, RUNNING, SUCCEEDED, Beside, Record
+from ssvm_worker.ledger.record import CANCELLED, FAILED, RUNNING, SUCCEEDED, Beside, NewJob, Record
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import printable
 
@@ -105,14 +106,15 @@ class WantedDownload:
         parts = urlsplit(self._given_url)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
-    @property
+    @cached_property
     def _given_url(self) -> str:
-        parts_of(self.command.url.get_secret_value())
-        scheme = self.command.url.get_secret_value().partition(":")[0].lower()
+        given = self.command.url.get_secret_value()
+        parts_of(given)
+        scheme = given.partition(":")[0].lower()
         if scheme not in _SCHEMES:
             what = f"Downloads from {printable(scheme[:20])}:// are not allowed"
             raise InvalidRequest(what, "url", f"Give one of {', '.join(_SCHEMES)}")
-        return self.command.url.get_secret_value()
+        return given
 
     @property
     def algorithm(self) -> str:
@@ -249,6 +251,27 @@ def download(command: DownloadCommand, services: Services) -> DownloadAnswer:
     return _answered(command, "", lambda wanted: _attach(wanted, again=True), services)
 
 
+def download_all(commands: Sequence[DownloadCommand | None], services: Services) -> list[DownloadAnswer | None]:
+    """Submit new downloads with one request to the broker. Return None for every other command.
+
+    ``download`` answers those: their download is known or invalid, or their store needs a call that may take long.
+    """
+    given: list[WantedDownload] = []
+    jobs: list[tuple[NewJob, Beside | None]] = []
+    answers: dict[int, DownloadAnswer] = {}
+    for command in commands:
+        if command and services.stores.is_known(command.store):
+            with suppress(WorkerError):
+                wanted = _wanted(command, services)
+                jobs.append(_job(wanted, wanted.job_id))
+                given.append(wanted)
+    with suppress(WorkerError):
+        for wanted, (record, is_new) in zip(given, services.jobs.submit_or_find(jobs), strict=True):
+            if is_new:
+                answers[id(wanted.command)] = _answer(wanted, wanted.job_id, DownloadState(record))
+    return [answers.get(id(each)) for each in commands]
+
+
 def progress(command: DownloadProgressCommand, services: Services) -> DownloadAnswer:
     """Answer with the state of a download.
 
@@ -304,7 +327,7 @@ def _attach(wanted: WantedDownload, *, again: bool) -> DownloadState:
     """
     first = None
     if again:  # A hundred such commands may come at once. So most of them ask the broker only once.
-        first, is_new = _submit(wanted, wanted.job_id)
+        ((first, is_new),) = wanted.services.jobs.submit_or_find([_job(wanted, wanted.job_id)])
         if is_new:
             return DownloadState(first)
     records = _records(wanted, first)
@@ -312,7 +335,8 @@ def _attach(wanted: WantedDownload, *, again: bool) -> DownloadState:
     if record and record.state == SUCCEEDED and (found := wanted.find()):
         return DownloadState(record, found)
     if record is None or record.state == SUCCEEDED or (again and _is_cancelled(record)):
-        return DownloadState(_submit(wanted, _id_of(wanted, len(records)))[0])
+        ((record, _),) = wanted.services.jobs.submit_or_find([_job(wanted, _id_of(wanted, len(records)))])
+        return DownloadState(record)
     if again and record.state == FAILED:
         wanted.services.names.put_beside(_connection(wanted))
         jobs = wanted.services.jobs
@@ -359,9 +383,9 @@ def _id_of(wanted: WantedDownload, number: int) -> str:
     return f"{wanted.job_id}.{number}" if number else wanted.job_id
 
 
-def _submit(wanted: WantedDownload, job_id: str) -> tuple[Record, bool]:
-    """Submit the job with its connection, or return the job with that id, and False."""
-    return wanted.services.jobs.submit_or_find(wanted.job, _connection(wanted), job_id=job_id, **wanted.request())
+def _job(wanted: WantedDownload, job_id: str) -> tuple[NewJob, Beside]:
+    """Return the job with that id, and its connection."""
+    return wanted.services.jobs.new_job(wanted.job, wanted.request() | {"job_id": job_id}), _connection(wanted)
 
 
 def _connection(wanted: WantedDownload) -> Beside:

@@ -399,3 +399,26 @@ def test_round_trips(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
         sent.clear()
         assert zone.download(id=number, installPath=f"template/tmpl/2/{number}")["jobId"]
         assert sent.count(threading.get_ident()) == 1
+    sent.clear()
+    several = [RawMessage(_DOWNLOAD, COMMAND | {"installPath": f"template/tmpl/2/{number}"}) for number in range(3, 9)]
+    assert all(zone.dispatch.answer_together(several))
+    assert sent.count(threading.get_ident()) == 2, "one asks whether the broker has the script"
+
+
+def test_together(zone: Zone) -> None:
+    """New downloads to a known store are answered together, as if they came alone; all other commands are not."""
+    old, new, refused = [
+        RawMessage(_DOWNLOAD, COMMAND | change)
+        for change in (
+            {},
+            {"installPath": "template/tmpl/2/9"},
+            {"installPath": "template/tmpl/2/8", "url": "file:///"},
+        )
+    ]
+    assert zone.dispatch.answer_together([old]) == [None], "its store needs a question to the DNS"
+    zone.dispatch(old)
+    health = RawMessage("com.cloud.agent.api.CheckHealthCommand")
+    first, *others = zone.dispatch.answer_together([new, new, old, refused, health, RawMessage("x.Unknown")])
+    assert others == [None] * 5
+    assert first == zone.dispatch(new)
+    assert len(zone.records()) == 2
