@@ -141,6 +141,18 @@ def test_copy_from_another_zone(server: ManagementServer, broker: Broker, tmp_pa
         assert (service.store / copy.install_path).read_bytes() == IMAGE
 
 
+def test_internal_address(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """A worker fetches nothing from a private address that is none of the server's internal sites."""
+    server.zone.allowed_internal_sites = ["10.0.0.0/8"]
+    with zone(server, broker, tmp_path) as service:
+        template = server.register_template(f"{service.url}/health", "RAW")
+        with contextlib.suppress(WorkerError):
+            work(service.settings)
+        server.wait(lambda: template.state == "DOWNLOAD_ERROR", "the server sees the error", PATIENCE_S)
+        assert "Only public addresses are allowed" in template.error
+        assert list(service.store.rglob("*.raw")) == []
+
+
 SNAPSHOT = "snapshots/1/31/5d6e"
 
 
