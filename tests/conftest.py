@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import subprocess
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -54,8 +57,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--vcenter-profile", metavar="REPORT.json", help=what)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Do not look for garbage among the collected tests: they stay until the end, and there are a million objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(autouse=True)
-def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the settings of a worker from the environment. They are not for the tests."""
+def process_of_a_fresh_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the settings of a worker from the environment, and let each test start processes by vfork.
+
+    A fork would copy the page tables of this large process. A store on NFS forbids vfork, for good, to its process.
+    """
     for name in [name for name in os.environ if name.startswith("SSVM_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr(subprocess, "_USE_VFORK", True)

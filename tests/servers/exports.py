@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,9 @@ from tests.neighbours import missing
 
 #: Only of this process. The same table also has the mounts of other test processes.
 ADDRESS = f"10.{os.getpid() >> 16 & 255}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_BIND, _DETACH = 4096, 2  # of sys/mount.h
 
 
 @dataclass
@@ -37,9 +39,7 @@ class MemoryExports:
     def die(self, source: str, point: str) -> None:
         """Let the server disappear. Its mounts give no answer, like FUSE without its server."""
         server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        data = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
-        if ctypes.CDLL(None, use_errno=True).mount(source.encode(), point.encode(), b"fuse", 0, data):
-            raise OSError(ctypes.get_errno(), "mount of FUSE")
+        _mount(source, point, "fuse", data=f"fd={server},rootmode=40000,user_id=0,group_id=0")
         self._dead.append(server)
 
     def forget(self) -> None:
@@ -54,27 +54,34 @@ class MemoryExports:
             raise NotSpoken("requested NFS version is not supported", source)
         self.mounted.append((source, options))
         if self.covers:
-            _run("mount", "-t", "tmpfs", "foreign", point)
+            _mount("foreign", point, "tmpfs")
             return
         export = self.root / source.replace("/", "_")
         if not export.exists():
             export.mkdir()
-            _run("mount", "-t", "tmpfs", "-o", "size=64m", source, str(export))
-        _run("mount", "--bind", str(export), point)
+            _mount(source, str(export), "tmpfs", data="size=64m")
+        _mount(str(export), point, flags=_BIND)
 
     def unmount(self, point: str, held: int, *, lazily: bool = False) -> None:
         os.fstat(held)
         try:
-            _run("umount", *(["-l"] if lazily else []), point)
-        except subprocess.CalledProcessError as error:
-            raise StoreUnavailable(error.stderr.decode(), point) from error
+            _unmount(point, lazily=lazily)
+        except OSError as error:
+            raise StoreUnavailable(str(error), point) from error
 
     def abort_requests(self, point: str, pid: int) -> None:
         raise AssertionError("nothing in memory hangs")
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+def _mount(source: str, point: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """Mount without a process for each of hundreds of mounts."""
+    if _LIBC.mount(source.encode(), point.encode(), kind.encode(), flags, data.encode()):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), point)
+
+
+def _unmount(point: str, *, lazily: bool = False) -> None:
+    if _LIBC.umount2(point.encode(), _DETACH if lazily else 0):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), point)
 
 
 @contextlib.contextmanager
@@ -82,9 +89,11 @@ def memory_exports(root: Path) -> Iterator[MemoryExports]:
     """Return exports that are unmounted at the end. Skip the test if this process may not mount."""
     probe = root / "probe"
     probe.mkdir(parents=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "probe", str(probe)], capture_output=True).returncode:
+    try:
+        _mount("probe", str(probe), "tmpfs")
+    except PermissionError:
         missing("the right to mount", "run the test as root, in a container with CAP_SYS_ADMIN")
-    _run("umount", str(probe))
+    _unmount(str(probe))
     exports = MemoryExports(root)
     try:
         yield exports
@@ -92,4 +101,4 @@ def memory_exports(root: Path) -> Iterator[MemoryExports]:
         exports.forget()
         for each in reversed(mounts()):
             if each.point.startswith(f"{root.parent}/"):
-                _run("umount", "-l", each.point)
+                _unmount(each.point, lazily=True)
