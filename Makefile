@@ -18,8 +18,10 @@ STAMP := .venv/.made
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 # The directory for Go from PyPI. It comes last on PATH, so it is used only if the machine has no Go.
 GO := .cache/go/bin/go
-# Tests wait for servers more than they compute.
+# Tests wait for servers more than they compute. The tests of a file share its servers, so one process runs all of them.
+# The files are begun in their order: those with real processes first, which take longest, and short ones at the end.
 TESTERS := $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+PARALLEL := -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 SECONDS := 60
 # The tests that a profile of a vCenter may change, and the profiles of two vCenters with other behaviour.
 VMWARE_TESTS := tests/unit/vmware tests/unit/jobs/backup tests/unit/jobs/restore tests/unit/jobs/upload/test_incremental_ova.py
@@ -55,13 +57,13 @@ types: install ## check the types with mypy in strict mode
 
 # Unit and e2e tests run together: while one test waits for a server, another computes. The slow VM runs in parallel.
 unit-e2e: install go
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not nfs and not soak and not install' $(ARGS)
+	$(PYTEST) $(PARALLEL) -m 'not nfs and not soak and not install' $(ARGS)
 
 unit: install go ## run the unit, contract and house tests (minutes); ARGS='-k name' selects tests
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not e2e and not nfs and not soak and not install' $(ARGS)
+	$(PYTEST) $(PARALLEL) -m 'not e2e and not nfs and not soak and not install' $(ARGS)
 
 e2e: install go ## run the tests with real processes, a real broker and kill -9 (minutes)
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'e2e and not soak and not install' $(ARGS)
+	$(PYTEST) $(PARALLEL) -m 'e2e and not soak and not install' $(ARGS)
 
 test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## run the tests with a real NFS server and clients in a small VM (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -m nfs tests/nfs $(ARGS)
@@ -74,7 +76,7 @@ install-test: install ## follow the install and upgrade pages on a bare Debian, 
 	$(PYTEST) -m install $(ARGS)
 
 chaos: install go ## run the long tests, then N=200 random faults during real jobs (docs/explanation/chaos.md); SEED=7 repeats a run
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m soak
+	$(PYTEST) $(PARALLEL) -m soak
 	$(BIN)/python -m chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 cloudstack-peer: install ## run stories with a real CloudStack management server (docs/how-to/cloudstack-peer.md); PEER=host:port STORIES='life copy'

@@ -10,7 +10,6 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oslo_utils.imageutils import format_inspector
 
 from fuzz.edits import edited
 from ssvm_worker.errors import ImageError
@@ -70,6 +69,8 @@ def theirs(image: bytes) -> str:
 
     Nothing: one format is found, or an ISO with a partition table, and it is safe.
     """
+    from oslo_utils.imageutils import format_inspector  # a slow import, and only one process runs these tests
+
     wrapper = format_inspector.InspectWrapper(_File(image))
     while wrapper.read(1 << 20):
         pass
