@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -190,6 +191,7 @@ def test_health_check(world: World) -> None:
     def healthy() -> bool:
         return subprocess.run(command, env=world.environment("worker"), capture_output=True).returncode == 0
 
+    await_it("ready", lambda: b" ready." in world.log("worker").read_bytes(), worker, world.log("worker"))
     await_it("healthy", healthy, worker, world.log("worker"))
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(PATIENCE_S) == 0
@@ -217,12 +219,21 @@ def test_flower_asks_for_the_login(world: World) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("login", ["", "me", "me:", ":secret"])
-def test_flower_refuses_to_be_open(world: World, login: str) -> None:
-    """Flower does not start without a complete login, and says what is missing."""
-    flower = world.start("flower", FLOWER_BASIC_AUTH=login)
+def test_flower_refuses_to_be_open(world: World) -> None:
+    """Flower does not start without a login, and says what is missing."""
+    flower = world.start("flower", FLOWER_BASIC_AUTH="")
     assert flower.wait(PATIENCE_S) != 0
     assert "name:password" in world.log("flower").read_text()
+
+
+@pytest.mark.parametrize("login", ["", "me", "me:", ":secret"])
+def test_login_must_be_complete(monkeypatch: pytest.MonkeyPatch, login: str) -> None:
+    """Flower's configuration ends Flower without a complete login, and says what is missing."""
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", login)
+    monkeypatch.delenv("FLOWER_AUTH", raising=False)
+    monkeypatch.delenv("FLOWER_BASIC_AUTH_FILE", raising=False)
+    with pytest.raises(SystemExit, match="name:password"):
+        runpy.run_path(str(ROOT / "config/flower/flowerconfig.py"))
 
 
 @pytest.mark.e2e

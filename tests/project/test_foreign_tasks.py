@@ -43,16 +43,21 @@ def run(site: Site, directory: Path, *command: str, **environ: str) -> tuple[int
     return done.returncode, done.stdout + done.stderr
 
 
+SCRIPT, MODULE = [str(Path(sys.executable).parent / "ssvm")], [sys.executable, "-m", "ssvm_worker"]
+
+
 @pytest.mark.parametrize(
-    "words",
-    [["reap"], ["submit", "delete", "--account", "1", "--id", "x"], ["jobs"], ["doctor"], ["stores"]],
-    ids=lambda words: words[0],
+    ("command", "words"),
+    [
+        *(
+            (SCRIPT, words.split())
+            for words in ("reap", "submit delete --account 1 --id x", "jobs", "doctor", "stores")
+        ),
+        (MODULE, ["submit", "delete", "--account", "1", "--id", "x"]),
+    ],
 )
-@pytest.mark.parametrize("how", ["script", "module"])
-def test_commands(site: Site, trap: Path, how: str, words: list[str]) -> None:
+def test_commands(site: Site, trap: Path, command: list[str], words: list[str]) -> None:
     """``ssvm`` and ``python -m ssvm_worker`` import nothing from the current directory."""
-    script = [str(Path(sys.executable).parent / "ssvm")]
-    command = script if how == "script" else [sys.executable, "-m", "ssvm_worker"]
     status, text = run(site, trap, *command, *words)
     assert status in (0, 1), text
     assert "Traceback" not in text
