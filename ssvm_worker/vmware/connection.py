@@ -122,12 +122,17 @@ class Connection:
         """Return some properties of one managed object; an unset property is None.
 
         It uses the property collector, because pyVmomi's own attributes fail on unset or unknown enumeration values.
-        Raises ManagedObjectNotFound and the other faults of the API untranslated.
+        A property that the user may not read is None too.
+        Raises ManagedObjectNotFound, NotAuthenticated and the other faults of the API untranslated.
         """
         options = _COLLECTOR.RetrieveOptions()
         found = self.content.propertyCollector.RetrievePropertiesEx([_filter(entity, paths)], options)
         values: dict[str, Any] = dict.fromkeys(paths)
         for each in found.objects if found else []:
+            for missing in each.missingSet or ():
+                # After the end of the session, the call itself succeeds, and each property is missing.
+                if isinstance(missing.fault, vim.fault.NotAuthenticated):
+                    raise missing.fault
             values |= {pair.name: pair.val for pair in each.propSet}
         return values
 

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pyVmomi import vim
+
 from ssvm_worker.config.schema import BackupSection
+from ssvm_worker.errors import SourceUnavailable
 from ssvm_worker.streaming.interfaces import Check
 
 from . import inventory, preflight
@@ -136,7 +139,16 @@ class VM:
         self._connection.revive()
 
     def host(self) -> str:
-        """Return an id of the VM's present ESXi host. A missing privilege is no error."""
+        """Return an id of the VM's present ESXi host. Log in again if the session has ended.
+
+        A missing privilege is no error.
+        """
+        try:
+            return inventory.host_of(self._connection, self._vm)
+        except SourceUnavailable as error:
+            if not isinstance(error.__cause__, vim.fault.NotAuthenticated):
+                raise
+        self.revive()
         return inventory.host_of(self._connection, self._vm)
 
     def is_on(self) -> bool:

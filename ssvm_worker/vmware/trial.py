@@ -200,6 +200,8 @@ class Trial:
             "tools": str(tools),
             "firmware": hardware.firmware,
             "version": hardware.version,
+            "encrypted": hardware.encrypted,
+            "tpm": any(isinstance(each, vim.vm.device.VirtualTPM) for each in config.hardware.device),
             "controllers": sorted({disk.controller.kind for disk in hardware.disks}),
             "networks": sorted({_class(each.backing) for each in cards}),
             "disabled_methods": sorted(map(str, disabled or ())),

@@ -111,10 +111,9 @@ class DiskExport:
         while True:
             others = self._open
             try:
-                self._vm.revive()
                 host = self._vm.host()
                 with self._attempt.slot(f"esxi:{host}", self._vm.options.per_host):
-                    self._vm.revive()  # the wait for the slot may have been longer than the session's life
+                    # The wait for the slot may have been longer than the session's life: this logs in again too.
                     if self._vm.host() != host:
                         continue  # the VM was moved meanwhile, so another host's slot is necessary
                     with self._counted(), self._vm.export(self._snapshot) as lease:

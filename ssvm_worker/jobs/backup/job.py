@@ -27,14 +27,12 @@ from ssvm_worker.vmware.hardware import select_disks
 from .consistency import lost_disks
 from .export_vm import VMExport
 from .incremental import FULL, INCREMENTAL, sweep_packs, totals
-from .snapshot_removal import CLEAN_UP_S, note_snapshot, remove_leftover, try_removal
+from .snapshot_removal import BUSY_DELAYS, CLEAN_UP_S, note_snapshot, remove_leftover, try_removal
 
 if TYPE_CHECKING:
     from ssvm_worker.vmware.session import VM, VCenterSession
     from ssvm_worker.vmware.snapshot import Snapshot
 
-#: Waits between tries to remove the snapshot of a busy VM, as multiples of ``lease_delay_s``: 8 minutes by default.
-_BUSY_DELAYS = (1, 1, 2, 4, 8, 16)
 #: The reason why a backup lacks an independent disk or a raw device.
 _NO_SNAPSHOT = "no snapshot contains it"
 
@@ -245,8 +243,7 @@ def _remove(request: Request, attempt: Attempt, vm: VM, snapshot: Snapshot) -> b
         return None
     attempt.progress.start("removing the snapshot")
     # After hours of export the session may have expired, so a failed removal is tried again with a new session.
-    delays = [each * vm.options.lease_delay_s for each in _BUSY_DELAYS]
-    if try_removal(attempt, vm, request.vcenter, delays_s=delays):
+    if try_removal(attempt, vm, request.vcenter, delays=BUSY_DELAYS):
         return True
     return remove_leftover(attempt, request.vcenter, request.vm)
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 #: Seconds that a failed or cancelled job waits for the removal of its snapshot. vSphere then continues the removal.
 CLEAN_UP_S = 60.0
+#: Waits between tries to remove the snapshot of a busy VM, as multiples of ``lease_delay_s``: 8 minutes by default.
+BUSY_DELAYS = (1, 1, 2, 4, 8, 16)
+#: The same for a failed or cancelled job: one minute.
+_CLEAN_UP_DELAYS = (1, 1, 2)
 
 
 def note_snapshot(attempt: Attempt, vcenter: str, vm: VM, snapshot: Snapshot) -> None:
@@ -58,16 +62,17 @@ def remove_snapshot(attempt: Attempt, vm: VM, vcenter: str, job_id: str, limit_s
 
 
 def try_removal(
-    attempt: Attempt, vm: VM, vcenter: str, limit_s: float | None = None, delays_s: Sequence[float] = ()
+    attempt: Attempt, vm: VM, vcenter: str, limit_s: float | None = None, delays: Sequence[int] = ()
 ) -> bool:
     """Call ``remove_snapshot`` for this job. Return whether it succeeded.
 
-    If another task holds the VM, as often right after an export, try again after each of *delays_s*.
+    Another task may hold the VM, as often right after an export. Then try again after each of *delays*.
+    They are multiples of ``lease_delay_s``.
     """
-    for delay_s in (0.0, *delays_s):
+    for delay in (0, *delays):
         try:
-            if delay_s:
-                attempt.wait(delay_s)
+            if delay:
+                attempt.wait(delay * vm.options.lease_delay_s)
             remove_snapshot(attempt, vm, vcenter, attempt.job_id, limit_s)
             return True
         except WorkerError as error:
@@ -81,7 +86,8 @@ def remove_leftover(attempt: Attempt, vcenter: str, vm: str) -> bool:
     """Call ``try_removal`` with a new session that ignores cancellation."""
     try:
         with attempt.services.connections.vcenter(vcenter, lambda: None) as session:
-            return try_removal(attempt, session.find_vm(vm), vcenter, CLEAN_UP_S)
+            # After an abort too, the VM may be busy for some seconds.
+            return try_removal(attempt.for_cleanup(), session.find_vm(vm), vcenter, CLEAN_UP_S, _CLEAN_UP_DELAYS)
     except SourceNotFound:
         forget_snapshot(attempt, attempt.job_id)
         return True  # the VM was deleted, and its snapshots with it

@@ -86,6 +86,18 @@ def test_stream(vcenter: VCenterSimulator) -> None:
     assert answers["again"]["same_file"]["bytes"] == answers["again"]["other_files"][0]["bytes"] == stream["bytes"]
 
 
+@pytest.mark.parametrize("secret", ["encrypted", "tpm"])
+def test_secrets(vcenter: VCenterSimulator, secret: str) -> None:
+    """The report says whether the VM is encrypted or has a virtual TPM, because vSphere may refuse its export."""
+    machine = vcenter.add_vm(f"ssvm-trial-{next(_numbers)}", [stream_optimized(bytes(MiB))], [MiB], **{secret: True})
+    with vcenter.behaving_like({"switches": {"lease_error": "NotSupported"}}):
+        answers = tried(vcenter, machine).answers
+    assert {name: answers["vm"][name] for name in ("encrypted", "tpm")} == {"encrypted": False, "tpm": False} | {
+        secret: True
+    }
+    assert answers["lease"] == {"fault": "NotSupported"}
+
+
 def test_import(vcenter: VCenterSimulator) -> None:
     """The import without a host creates a VM and removes it, and never happens without its option."""
     machine = scratch(vcenter)

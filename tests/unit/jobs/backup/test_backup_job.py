@@ -18,6 +18,7 @@ from ssvm_worker.errors import (
     IncompleteBackup,
     InvalidRequest,
     Retryable,
+    SourceDenied,
     SourceNotFound,
     SourceUnavailable,
 )
@@ -45,13 +46,14 @@ def test_two_disks(bench: Bench, vm: TestVM) -> None:
     assert [each["status"] for each in result["disks"]] == ["exported", "exported"]
 
 
+@pytest.mark.plain_vcenter  # other vCenters need more calls
 def test_calls(bench: Bench) -> None:
-    """A backup of three disks makes at most 95 calls of vCenter, besides those whose number depends on the time."""
+    """A backup of three disks makes at most 80 calls of vCenter, besides those whose number depends on the time."""
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB)
     before = bench.vcenter.state()["calls"]
     bench.run(vm)
     made = {name: number - before.get(name, 0) for name, number in bench.vcenter.state()["calls"].items()}
-    assert sum(made.values()) - made["WaitForUpdatesEx"] - made.get("HttpNfcLeaseProgress", 0) <= 95
+    assert sum(made.values()) - made["WaitForUpdatesEx"] - made.get("HttpNfcLeaseProgress", 0) <= 80
 
 
 def test_content(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
@@ -177,6 +179,17 @@ def test_removal_of_a_busy_snapshot(bench: Bench, vm: TestVM, fault: str, tries:
     assert bench.vcenter.state()["calls"]["RemoveSnapshot_Task"] == calls + tries
 
 
+def test_removal_after_a_failure(bench: Bench, vm: TestVM) -> None:
+    """The clean-up of a failed job tries again for a minute while another task holds the VM."""
+    busy = {"fault": "TaskInProgress", "times": 4}
+    bench.vcenter.fault(calls={"ExportSnapshot": "NoPermission", "RemoveSnapshot_Task": busy})
+    attempt = bench.attempt()
+    with pytest.raises(SourceDenied):
+        backup.run(bench.request(vm), attempt)
+    backup.discard(bench.request(vm), attempt)
+    assert not bench.left()
+
+
 @pytest.mark.plain_vcenter
 def test_not_quiesced(bench: Bench, vm: TestVM) -> None:
     """If a guest cannot be quiesced, the backup is crash-consistent, and the result says so."""
@@ -277,6 +290,7 @@ def test_progress(bench: Bench, vm: TestVM) -> None:
     assert exported[-1]["bytes"] == sum(map(len, vm.raws))
 
 
+@pytest.mark.plain_vcenter  # the job inflates each grain if the lease manifest differs
 @pytest.mark.parametrize(("every", "expected"), [(0, None), (1, SourceUnavailable)])
 def test_corrupt_grain(bench: Bench, vm: TestVM, every: int, expected: type[Exception] | None) -> None:
     """With inflate_every a damaged grain is found, which the structure alone does not reveal."""

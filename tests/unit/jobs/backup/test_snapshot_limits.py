@@ -81,12 +81,14 @@ def test_session_expires_in_the_queue(bench: Bench, vm: TestVM, at: str) -> None
     assert_whole(bench.primary, *vm.streams)
 
 
-def test_expired_session_is_an_error(bench: Bench, vm: TestVM) -> None:
-    """A session that has ended is an error, and not a host that the user may not read: its slots would be wrong."""
+def test_expired_session_hides_no_host(bench: Bench, vm: TestVM) -> None:
+    """A session that has ended is replaced, and is not taken for a host that the user may not read."""
     with bench.session(vm) as it:
-        bench.vcenter.fault(calls={"RetrievePropertiesEx": {"fault": "NotAuthenticated", "times": 1}})
-        with pytest.raises(SourceUnavailable, match="the session has ended"):
-            it.host()
+        host = it.host()
+        bench.vcenter.strike("logout")
+        assert it.host() == host
+        bench.vcenter.fault(calls={"RetrievePropertiesEx": "NoPermission"})
+        assert it.host() == host.rpartition(":")[0] + ":?"
 
 
 def test_vmotion_in_the_queue(bench: Bench, vm: TestVM) -> None:

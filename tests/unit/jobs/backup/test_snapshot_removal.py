@@ -10,6 +10,7 @@ import pytest
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ResourceBusy, SourceDenied
+from ssvm_worker.jobs.attempt import Progress
 from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.jobs.consolidate import job as consolidate
 from ssvm_worker.jobs.services import NullJobs
@@ -172,6 +173,18 @@ def site(bench: Bench, broker: Broker, tmp_path: Path) -> Settings:
     }
     (tmp_path / "store").mkdir()
     return parse(values, "test")
+
+
+def test_session_ends_before_the_removal(bench: Bench, vm: TestVM) -> None:
+    """If the session ends before the removal, a new session removes the snapshot: no answer is not "no snapshot"."""
+
+    def publish(progress: dict[str, Any]) -> None:
+        if progress["stage"] == "removing the snapshot":
+            bench.vcenter.strike("logout")
+
+    bench.attempt_fields["progress"] = Progress(publish)
+    assert bench.run(vm)["snapshot_removed"] is True
+    assert "ssvm-backup-job-1" not in bench.vcenter.state()["snapshots"]
 
 
 def test_worker_queues_the_removal(bench: Bench, vm: TestVM, site: Settings) -> None:
