@@ -53,9 +53,9 @@ def strategy(task: Any, app: Celery, consumer: Any, settings: Settings = own_set
             else:
                 if claimed is None:
                     return ack(_LOG, consumer.connection_errors)
-                replaced = _replace(message, claimed)
                 # A job of another version has no task here. The pool process ends it as failed.
-                name = replaced if replaced in app.tasks else name
+                name = f"ssvm.{claimed.job}" if f"ssvm.{claimed.job}" in app.tasks else name
+                _replace(message, claimed, name)
         if name not in handlers:
             handlers[name] = default(app.tasks[name], app, consumer)
         return handlers[name](message, body, ack, reject, callbacks, **kwargs)
@@ -75,13 +75,12 @@ def _read(message: Any, name: str) -> Message:
     return Message(name.removeprefix("ssvm."), args, kwargs, message.headers["id"], parent)
 
 
-def _replace(message: Any, claimed: ClaimedJob) -> str:
-    """Turn the message into one of the claimed job. Return the name of its task."""
-    name, own_id = f"ssvm.{claimed.job}", task_id(claimed.job_id, claimed.number)
+def _replace(message: Any, claimed: ClaimedJob, name: str) -> None:
+    """Turn the message into one of the claimed job, for the task of that name."""
+    own_id = task_id(claimed.job_id, claimed.number)
     shown = f"[{{'job_id': '{claimed.job_id}'}}]"
     message.headers = {"lang": "py", "task": name, "id": own_id, "root_id": claimed.job_id, "argsrepr": shown}
     message.headers[CLAIM] = [claimed.job_id, claimed.token]
     message.content_type, message.content_encoding = "application/json", "utf-8"
     message.body = json.dumps([[{"job_id": claimed.job_id}], {}, {}])
     message._decoded_cache = None
-    return name

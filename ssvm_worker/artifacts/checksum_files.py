@@ -5,6 +5,7 @@ SHA256 (name) = HEX                   BSD, coreutils --tag; OpenSSL 1 "SHA256(na
 name: HEX   name HEX                  many web pages
 Algorithm : SHA256 / Hash / Path      PowerShell's Get-FileHash, as a list, a table, CSV or JSON
 SHA256 hash of name: / HEX            certutil; before Windows 10 with blanks between the bytes
+name: HEX HEX … / HEX HEX …           gpg --print-md, in groups of digits; --print-mds has "SHA256 = " before them
 HEX                                   without a name: the digest of the requested file
 """
 
@@ -48,6 +49,9 @@ _TAG_VALUE = re.compile(r"\s*=\s*([0-9A-Za-z+/]{22,128}={0,2})\s*")
 #: Gentoo's Manifest: ``DIST name size BLAKE2B HEX SHA512 HEX``.
 _MANIFEST = re.compile(r"[A-Z]+ (\S+) \d+((?: \w+ [0-9a-f]{32,})+)\s*")
 _BYTES = re.compile(r"\s*(?:[0-9a-fA-F]{2} ){15,}[0-9a-fA-F]{2}\s*")
+_GROUP = "(?:[0-9A-F]{8}|[0-9A-F]{4}|[0-9A-F]{2})"
+_MORE_GROUPS = re.compile(rf"\s*{_GROUP}(?: {{1,2}}{_GROUP})*\s*")
+_GROUPED = re.compile(rf"\s*(?:(\S.*):\s+)?(?:([A-Z]+\d+) = )?({_GROUP}(?: {{1,2}}{_GROUP})+)\s*")
 _KEY = re.compile(r"""\s*["']?(algorithm|hash|path|file ?name|file|name)["']?\s{0,16}[:=]\s*["']?(.*)""", re.IGNORECASE)
 #: Algorithms without bits in their name whose digests have 64 hex digits. Digests of the others have 128.
 _HAVE_64 = ("blake2s", "blake3", "b3", "sm3", "tiger")
@@ -192,7 +196,7 @@ class _Reader:
             line = line.replace(" ", "")
         if self._read_key(number, line):
             return
-        for form in (_tagged, _of_manifest, _digest_first, _fields, _prefixed, _digest_last):
+        for form in (_tagged, _of_manifest, _grouped, _digest_first, _fields, _prefixed, _digest_last):
             if found := form(line):
                 for word, value, name in found:
                     self._add(number, line, word, value, name)
@@ -258,7 +262,7 @@ def _hex_length(word: str) -> int:
 def _lines(text: str) -> Iterator[str]:
     """Yield the lines of the text, or of its signed part, without the dashes of RFC 9580, section 7.2.
 
-    Lines that PowerShell has wrapped are joined.
+    Lines that PowerShell or gpg has wrapped are joined.
     """
     if _SIGNED in text:
         text = text.partition(_SIGNED)[2].partition(_SIGNATURE)[0]
@@ -269,6 +273,10 @@ def _lines(text: str) -> Iterator[str]:
     for line in re.split(r"\r\n|[\n\r\0]", text):
         if re.match(r"\s{8,}\S", line) and re.match(r"(Hash|Path)\s+: ", held):
             held += line.strip()
+            continue
+        # gpg breaks the line before or within a long digest.
+        if _MORE_GROUPS.fullmatch(line) and (held.endswith(": ") or _GROUPED.fullmatch(held)):
+            held += f" {line.strip()}"
             continue
         yield held
         held = line
@@ -293,6 +301,12 @@ def _of_manifest(line: str) -> _Found:
     match = _MANIFEST.fullmatch(line)
     words = match[2].split() if match else []
     return [(word, value, match[1] if match else "") for word, value in zip(words[::2], words[1::2], strict=True)]
+
+
+def _grouped(line: str) -> _Found:
+    match = _GROUPED.fullmatch(line)
+    digits = re.sub(r"\s", "", match[3]) if match else ""
+    return [(match[2] or "", digits, match[1] or "")] if match and len(digits) in HEX_LENGTHS.values() else []
 
 
 def _digest_first(line: str) -> _Found:

@@ -240,14 +240,16 @@ def _checked(values: Any, types: dict[str, type]) -> dict[str, Any]:
     for name, expected in _KNOWN_FACTS.items():
         if name in facts and type(facts[name]) is not expected:
             raise TypeError(f"the fact {name} has a wrong type")
+    for name in ("size", "virtual_size", "populated"):
+        number = values.get(name, facts.get(name, 0))
+        if type(number) is int and not 0 <= number < 1 << 63:  # Image formats have no place for more.
+            raise ValueError(f"{name} is not a number of bytes")
     return values
 
 
 def _entry(values: Any) -> Entry:
     fields = _checked(values, _OBJECT)
     fields.pop("key")
-    if fields["size"] < 0:
-        raise ValueError("a size is negative")
     check_name(fields["name"])
     return Entry(**_known_and_more(fields, Entry))
 

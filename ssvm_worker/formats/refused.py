@@ -65,7 +65,12 @@ def refuse_foreign(head: bytes, where: str) -> None:
 
 
 def refuse_text(head: bytes, where: str) -> None:
-    """Raise UnknownFormat for plain text. Call this only if the request does not declare a raw disk."""
+    """Raise UnknownFormat for plain text. Call this only if the request does not declare a raw disk.
+
+    All of the head must be text: a disk may begin with a sector of letters.
+    """
     start = head[:512]
-    if start.isascii() and start.decode("ascii").translate({9: " ", 10: " ", 13: " "}).isprintable():
-        raise UnknownFormat(f"The server sent text, not an image: {start[:60].decode()!a}", where, _NOT_AN_IMAGE)
+    for data in (start, head):
+        if not data.isascii() or not data.decode("ascii").translate({9: " ", 10: " ", 13: " "}).isprintable():
+            return
+    raise UnknownFormat(f"The server sent text, not an image: {start[:60].decode()!a}", where, _NOT_AN_IMAGE)

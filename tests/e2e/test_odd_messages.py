@@ -168,6 +168,21 @@ def test_nameless(worker_site: Site, name: str) -> None:
     assert "Traceback" not in worker_site.workers[0].log.read_text()
 
 
+def test_job_of_another_version(worker_site: Site) -> None:
+    """A job that this version does not have fails when it is tried, whichever message wakes the worker."""
+    site, log = worker_site, worker_site.workers[0].log
+    for job_id, wake in (("newer-1", "ssvm.frobnicate"), ("newer-2", "ssvm.delete")):
+        site.push("maintenance", envelope(job_id, headers={"task": "ssvm.frobnicate"}))
+        assert site.wait(job_id).attempts == ()
+        site.ledger.retry(job_id, "the test")
+        body = json.dumps([[{"job_id": job_id}], {}, {}])
+        site.push("maintenance", envelope(job_id, body, headers={"task": wake}))
+        site.until(lambda each=job_id: bool(site.ledger.get(each).attempts), "the job is tried")  # type: ignore[misc]
+        record = site.wait(job_id)
+        assert (record.state, len(record.attempts), (record.error or {})["error"]) == ("failed", 1, "InvalidRequest")
+    assert "Traceback" not in log.read_text()
+
+
 def test_little_is_kept(worker_site: Site) -> None:
     """A refused request keeps its valid fields, and the names of the others."""
     given = {"job_id": "odd-kept", "account": "2", "id": "x", "passwrod": "SECRET", "stores": 5}

@@ -28,6 +28,7 @@ from tests.servers.http import HttpServer
 HEX = {name: hashlib.new(name, b"abc").hexdigest() for name in (*HEX_LENGTHS, "blake2b", "blake2s", "sha3_256")}
 ABC, MD5, SHA512 = HEX["sha256"], HEX["md5"], HEX["sha512"]
 OTHER = hashlib.sha256(b"other").hexdigest()
+FILES = (("other.img", OTHER), ("image.img", ABC))
 LIST = "\r\nAlgorithm : SHA256\r\nHash      : {hash}\r\nPath      : C:\\images\\{name}\r\n\r\n"
 TABLE = (
     "\r\nAlgorithm       Hash{blank}Path\r\n---------       ----{blank}----\r\n"
@@ -123,15 +124,32 @@ def test_decomposed() -> None:
         pytest.param("shasum", ["-a", "256"], id="shasum"),
         pytest.param("cksum", ["-a", "sha256"], id="cksum"),
         pytest.param("cksum", ["-a", "sha256", "--untagged"], id="cksum --untagged"),
+        pytest.param("gpg", ["--print-md", "sha256"], id="gpg --print-md"),
     ],
 )
-@pytest.mark.parametrize("name", ["image.img", "an image (1) = x.img"])
+@pytest.mark.parametrize("name", ["image.img", "an image (1) = x.img", f"{'long' * 24}.img"])
 def test_tools(tmp_path: Path, tool: str, arguments: list[str], name: str) -> None:
     """The checksum files that the installed tools write are read."""
     tmp_path.joinpath(name).write_bytes(b"abc")
     command = [shutil.which(tool) or tool, *filter(None, arguments), name]
     written = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
     assert find_in_sums(decode_text(written), f"/{name}", "CHECKSUM") == Digest("sha256", ABC)
+
+
+def groups(digits: str, size: int) -> str:
+    """Return a digest as gpg prints it."""
+    return " ".join(digits.upper()[at : at + size] for at in range(0, len(digits), size))
+
+
+@pytest.mark.parametrize("name", ["image.img", "other.img"])
+def test_gpg(name: str) -> None:
+    """Digests in groups, as gpg prints them over several lines, belong to the file and algorithm before them."""
+    plain = "".join(f"{n}: {groups(d[:56], 8)}\n           {d[56:].upper()}\n" for n, d in FILES)
+    named = "".join(f"{n}:    MD5 = {groups(MD5, 2)}\n{n}: RMD160 = {groups('0' * 40, 4)}\n"
+                    f"{n}: SHA256 = {groups(d[:48], 8)}\n     {groups(d[48:], 8)}\n" for n, d in FILES)  # fmt: skip
+    for sums in (plain, named):
+        assert find_in_sums(sums, f"/{name}", "SUMS") == Digest("sha256", dict(FILES)[name])
+    assert find_in_sums(groups(ABC, 8), "/image.img", "SUMS") == Digest("sha256", ABC)
 
 
 def test_escaped_name() -> None:

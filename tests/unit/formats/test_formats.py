@@ -90,6 +90,7 @@ GOOD = {
     "a raw disk without partitions": (NOISE, "raw", 2 * MiB),
     "a raw disk of zeros": (bytes(1 << 20), "raw", 1 << 20),
     "a raw disk of one sector": (b"\xeb" * 512, "raw", 512),
+    "a raw disk that begins with letters": (b"a" * 4096 + bytes(4096), "raw", 8192),
 }
 good = pytest.mark.parametrize(("image", "name", "size"), GOOD.values(), ids=GOOD.keys())
 
