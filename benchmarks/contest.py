@@ -23,7 +23,7 @@ _SIDES = {OURS: "cold", WARM: "warm"}
 #: The section of the rows with the CPU time for each GiB.
 COST = "cost"
 #: The part of a bound that our side must reach if a target is above the bound.
-_OF_BOUND = 0.9
+OF_BOUND = 0.9
 
 
 class Broken(Exception):
@@ -199,7 +199,7 @@ class _Goal:
         bound = peer_s / self.bound_s if self.bound_s else math.inf
         if bound >= self.target:
             return wanted, "**no**"
-        return f"{wanted}, bound {bound:.2f}", "of bound" if ratio >= _OF_BOUND * bound else "**no**"
+        return f"{wanted}, bound {bound:.2f}", "of bound" if ratio >= OF_BOUND * bound else "**no**"
 
 
 def _compare(bench: str, ours: list[Cost], theirs: list[Cost], peer: str, goal: _Goal) -> Row:

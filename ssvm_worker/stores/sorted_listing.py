@@ -7,7 +7,7 @@ import marshal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from typing import IO
 
 from ssvm_worker.artifacts.layout import check_key
@@ -16,6 +16,8 @@ from ssvm_worker.streaming.interfaces import StoredObject
 
 #: The number of objects to sort in memory: about 10 MiB.
 _RUN = 25_000
+#: Objects that are written and read at once. One block of each run is in memory.
+_BLOCK = 100
 
 
 def check_prefix(prefix: str) -> str:
@@ -71,7 +73,8 @@ def _sorted(given: Iterator[StoredObject]) -> list[_Row]:
 
 def _saved(run: list[_Row], file: IO[bytes]) -> Iterator[_Row]:
     """Write a run to a file, and return an iterator that reads the run again."""
-    for each in run:
-        marshal.dump(each, file)
+    starts = range(0, len(run), _BLOCK)
+    for start in starts:
+        marshal.dump(run[start : start + _BLOCK], file)
     file.seek(0)
-    return (marshal.load(file) for _ in range(len(run)))  # noqa: S302 - only this process can write the file
+    return chain.from_iterable(marshal.load(file) for _ in starts)  # noqa: S302 - only this process can write the file

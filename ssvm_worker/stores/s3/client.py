@@ -26,7 +26,7 @@ from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailab
 from ssvm_worker.net.sockets import TICK, Check, StallWatch
 from ssvm_worker.units import MiB
 
-from .listing import parse_objects
+from .listing import take_objects
 from .responses import asks_to_wait, code_of, is_outage, no_bucket, retry_after, translating
 from .stall_watch import call_aside
 
@@ -299,7 +299,8 @@ def _connect(settings: S3Settings, bucket: str, location: str) -> S3Client:
     for call in ("PutObject", "UploadPart"):
         events.register(f"choose-signer.s3.{call}", _choose_signer)
     events.register("before-sign.s3.UploadPart", _send_at_once)
-    events.register("before-parse.s3.ListObjectsV2", parse_objects)
+    # botocore runs handlers of this pattern before its own for s3.*, which parses the body of each answer once more.
+    events.register("before-parse.*.ListObjectsV2", take_objects)
     events.register_first("needs-retry.s3", partial(_delay_of_retry, settings.tries))  # type: ignore[arg-type]
     return client
 

@@ -28,6 +28,7 @@ from ssvm_worker.streaming.interfaces import CHUNK, Check, Owner, Sink, Store, S
 from .capabilities import Features, known_features, probe
 from .client import Bucket, S3Settings
 from .commit import CommitTarget
+from .listing import objects_in
 from .multipart import abandoned_uploads_rule, abort_upload, open_uploads, parts_of
 from .responses import BODY_ERRORS, code_of, etag_in, range_begin, size_in, time_in, version_of, whole_size
 from .upload import PartCopier, S3Sink
@@ -143,7 +144,7 @@ class S3Store:
             page = ahead.submit(next, pages, None)
             while current := page.result():
                 page = ahead.submit(next, pages, None)
-                for each in current.get("Contents", []):
+                for each in objects_in(current):
                     key = each.get("Key", "")[len(self._root) :]
                     yield StoredObject(key, size_in(each, self._bucket.location), modified=time_in(each))
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import botocore.session
 import pytest
-from botocore.parsers import ResponseParserFactory
+from botocore.parsers import ResponseParserError, ResponseParserFactory
 
 from ssvm_worker.stores.s3.client import S3Settings
-from ssvm_worker.stores.s3.listing import parse_objects
+from ssvm_worker.stores.s3.listing import objects_in, take_objects
 from ssvm_worker.stores.s3.store import S3Store
 
 _NAMESPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -27,7 +27,7 @@ def parsed_by_worker(body: bytes, status: int = 200) -> dict[str, Any]:
     """Return what both parsers together make of a body, in the order of the SDK's events."""
     answer: dict[str, Any] = {"status_code": status, "headers": {}, "body": body}
     customized: dict[str, Any] = {}
-    parse_objects(answer, customized)
+    take_objects(answer, customized)
     return parsed_by_sdk(answer["body"]) | customized
 
 
@@ -49,6 +49,7 @@ def item(key: str, modified: str = "2026-11-29T07:30:27.123Z", size: str = "<Siz
         pytest.param(item("a", size=""), id="no size"),
         pytest.param(item("a", "2026-11-29T07:30:27Z") + item("b", "2026-11-29T07:30:27.123456789+01:00"), id="times"),
         pytest.param(item("a") + item("b", "Sun, 29 Nov 2026 07:30:27 GMT"), id="a time in another format"),
+        pytest.param(item("a") + "<EncodingType>x</EncodingType>" + item("b"), id="between two objects"),
     ],
 )
 def test_agrees(items: str, namespace: str) -> None:
@@ -57,11 +58,26 @@ def test_agrees(items: str, namespace: str) -> None:
     expected, found = parsed_by_sdk(body), parsed_by_worker(body)
     fields = ("Key", "Size", "LastModified")
     rows = [
-        [{name: each[name] for name in fields if name in each} for each in page.get("Contents", [])]
-        for page in (expected, found)
+        [{name: each[name] for name in fields if name in each} for each in objects]
+        for objects in (expected.get("Contents", []), objects_in(found))
     ]
     assert rows[0] == rows[1]
     assert (found["IsTruncated"], found["NextContinuationToken"]) == (True, "next")
+
+
+def test_quoted_keys() -> None:
+    """A key is unquoted only if the server says that it has quoted the keys, as the SDK has asked."""
+    for encoding, key in (("<EncodingType>url</EncodingType>", "a b/ä"), ("", "a+b/%C3%A4")):
+        body = f"<ListBucketResult>{encoding}{item('a+b/%C3%A4')}{_TAIL}</ListBucketResult>".encode()
+        assert [each["Key"] for each in objects_in(parsed_by_worker(body))] == [key]
+
+
+@pytest.mark.parametrize("items", [item("a", "yesterday"), item("a", size="<Size>x</Size>"), "<Contents>&</Contents>"])
+def test_malformed_objects(items: str) -> None:
+    """A malformed object is the error that the SDK has for a malformed answer."""
+    body = f"<ListBucketResult>{items}{_TAIL}</ListBucketResult>".encode()
+    with pytest.raises(ResponseParserError):
+        list(objects_in(parsed_by_worker(body)))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +88,7 @@ def test_leaves_other_answers_to_the_sdk(status: int, body: bytes) -> None:
     """An error, or a body that is no XML, is left unchanged."""
     answer: dict[str, Any] = {"status_code": status, "headers": {}, "body": body}
     customized: dict[str, Any] = {}
-    parse_objects(answer, customized)
+    take_objects(answer, customized)
     assert (answer["body"], customized) == (body, {})
 
 
