@@ -40,7 +40,8 @@ def strategy(task: Any, app: Celery, consumer: Any, settings: Settings = own_set
 
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **kwargs: Any) -> Any:
         name = task.name
-        if _has_room(consumer):
+        # RabbitMQ sends more messages than there are free pool processes, and a claim must not wait for a process.
+        if len(reserved_requests) < consumer.pool.num_processes:
             received = _read(message, name)
             try:
                 # Store the job of a message from another program first. Then claim the next job of the lane.
@@ -61,11 +62,6 @@ def strategy(task: Any, app: Celery, consumer: Any, settings: Settings = own_set
         return handlers[name](message, body, ack, reject, callbacks, **kwargs)
 
     return on_message
-
-
-def _has_room(consumer: Any) -> bool:
-    """Return whether a pool process is free. RabbitMQ sends more messages, and a claim must not wait for a process."""
-    return bool(len(reserved_requests) < consumer.pool.num_processes)
 
 
 def _read(message: Any, name: str) -> Message:

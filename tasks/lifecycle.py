@@ -59,7 +59,8 @@ def attach(app: Celery, settings: Settings) -> None:
     task_prerun.connect(_end_job_of_log, weak=False)
     task_postrun.connect(_end_job_of_log, weak=False)
     worker_init.connect(load_jobs, weak=False)
-    worker_process_shutdown.connect(_send_spans, weak=False)
+    # A pool process does not run atexit, so it sends its remaining spans here.
+    worker_process_shutdown.connect(lambda **_: traces.close(), weak=False)
     if settings.broker.embedded:
         worker_init.connect(start_broker, weak=False)
 
@@ -77,11 +78,6 @@ def _is_connected(worker: Any) -> bool:
     """Return whether Celery has a connection. Celery drops it before it searches for another."""
     consumer = getattr(worker, "consumer", None)
     return bool(consumer and consumer.connection)
-
-
-def _send_spans(**_: Any) -> None:
-    """Send the remaining spans at the end of a pool process, which does not run atexit."""
-    traces.close()
 
 
 def _end_job_of_log(**_: Any) -> None:

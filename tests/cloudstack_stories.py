@@ -1,8 +1,8 @@
 """``make cloudstack-peer PEER=host:port``: stories of a zone with a real management server, through its API.
 
 tests/e2e/test_cloudstack_peer.py runs the same ones with the simulated server. A story is
-skipped, with the reason, if the server or the operator does not give what it needs. All values come from the environment:
-docs/how-to/cloudstack-peer.md.
+skipped, with the reason, if the server or the operator does not give what it needs. All values come from the
+environment: docs/how-to/cloudstack-peer.md.
 """
 
 from __future__ import annotations

@@ -10,15 +10,11 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ssvm_worker import __version__
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_USAGE, ConfigError, InvalidRequest, WorkerError
 
 from .parser import CommandParser, WrongUsage, common_options
-
-if TYPE_CHECKING:
-    from .output import Output
 
 #: The modules that add commands, in the order of `ssvm --help`, and their commands.
 _GROUPS = {
@@ -83,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ConfigError:
             section = LogSection()
         logs.start(section, "info" if args.verbose else "warning")
-        if not config.find_file(args.config) and not any(each.startswith("SSVM_") for each in os.environ):
-            _tell_defaults(words, output)
+        has_settings = config.find_file(args.config) or any(each.startswith("SSVM_") for each in os.environ)
+        # The commands of these groups do without settings, or report this themselves.
+        if not has_settings and not {"system", "settings", "completion"}.intersection(_groups_for(words)):
+            output.note("no settings file, so defaults are in force. Create one: ssvm config init")
         return int(args.command(args, output) or 0)
     except WorkerError as error:
         output.error(error)
@@ -95,12 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of standard output has ended, as in `ssvm list | head`. This is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _tell_defaults(words: Sequence[str], output: Output) -> None:
-    """Say that there are no settings, unless the command does without them or reports this itself."""
-    if not {"system", "settings", "completion"}.intersection(_groups_for(words)):
-        output.note("no settings file, so defaults are in force. Create one: ssvm config init")
 
 
 def _groups_for(words: Sequence[str]) -> Sequence[str]:

@@ -140,16 +140,12 @@ def _jobs(args: argparse.Namespace, output: Output) -> int:
     elif pairs:
         print("\n".join(job_text.table(job_rows(settings, pairs), output.width)))
     else:
-        print(f"no jobs{_similar_zone(settings, args.zone)}")
+        from ssvm_worker.operations.health import similar_zone
+
+        print(f"no jobs{similar_zone(settings, args.zone) if args.zone else ''}")
     if has_more:
         output.note("there are more jobs: give a filter, or a higher --limit")
     return 0
-
-
-def _similar_zone(settings: Settings, zone: str | None) -> str:
-    from ssvm_worker.operations.health import similar_zone
-
-    return similar_zone(settings, zone) if zone else ""
 
 
 def job_rows(settings: Settings, pairs: Sequence[tuple[Record, dict[str, Any]]]) -> Iterator[dict[str, str]]:

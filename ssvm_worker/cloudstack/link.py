@@ -154,7 +154,9 @@ class AgentLink:
         """Send one message. Raise LinkLost, also if the server reads nothing for two minutes."""
         with self._sending:
             for start in range(0, len(data), _PLAIN):
-                record = self._encrypted(data[start : start + _PLAIN])
+                with self._crypt:
+                    self._tls.write(data[start : start + _PLAIN])
+                    record = self._outgoing.read()
                 following = FOLLOWING if start + _PLAIN < len(data) else 0
                 try:
                     self._socket.sendall(_RECORD.pack(len(record) | following) + record)
@@ -221,11 +223,6 @@ class AgentLink:
             )
             what = f"The TLS handshake {ours} a certificate of the agent failed: {str(why).lower().replace('_', ' ')}"
             raise LinkLost(what, self.peer, advice) from error
-
-    def _encrypted(self, data: bytes) -> bytes:
-        with self._crypt:
-            self._tls.write(data)
-            return self._outgoing.read()
 
     def _decrypted(self, record: bytes) -> bytes:
         """Return the plain bytes of one or more complete TLS records."""

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 _log = logging.getLogger("ssvm.agent")
 
@@ -60,17 +59,15 @@ class AgentState:
         self.avoid: frozenset[str] = frozenset()
         self._position = 0
         try:
-            self._restore(json.loads(path.read_text()))
+            values = json.loads(path.read_text())
+            self.host_id = values["host_id"] if values["host_id"] is None else int(values["host_id"])
+            if values["configured"] == sorted(configured.hosts):
+                hosts = tuple(map(str, values["hosts"]))
+                self.servers = ServerList(hosts, str(values["algorithm"]), float(values["check_s"]))
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             _log.warning("the state file %s is unreadable and will be replaced: %s", path, error)
-
-    def _restore(self, values: dict[str, Any]) -> None:
-        self.host_id = values["host_id"] if values["host_id"] is None else int(values["host_id"])
-        if values["configured"] == sorted(self._configured.hosts):
-            hosts = tuple(map(str, values["hosts"]))
-            self.servers = ServerList(hosts, str(values["algorithm"]), float(values["check_s"]))
 
     def learn_id(self, host_id: int) -> None:
         """Store the id that the server uses for this host."""

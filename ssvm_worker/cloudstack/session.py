@@ -180,11 +180,6 @@ class Session:
         heads = [(each.flags, each.sequence, each.server, each.agent) for each in list(waiting.values())]
         self._context.on_unanswered(tuple(heads))
 
-    def _ping(self) -> None:
-        fields = {"changes": {}, "hostType": "Storage", "hostId": self._host_id, "outOfBand": False, "commandInfos": []}
-        self._pinged_at = time.monotonic()
-        self._request(REQUEST | STOP_ON_ERROR, RawMessage(f"{_API}PingStorageCommand", fields).completed())
-
     def _respond(self, response: Frame) -> None:
         """Send an answer. It is lost with its connection: the server has then ended its wait for it, too."""
         # The refusal of an agent lacks FROM_SERVER, so its inverse would be set here.
@@ -327,7 +322,10 @@ class Session:
         if not is_up and now - self._asked_at > limit and not self._pool.open_count:
             return self._finish("lost", f"the server has sent no command for {limit:g} s, and the host is not Up")
         if self._host_id >= 0 and now - self._pinged_at >= self._ping_s:
-            self._ping()
+            self._pinged_at = now
+            fields = {"changes": {}, "hostType": "Storage", "hostId": self._host_id, "outOfBand": False}
+            message = RawMessage(f"{_API}PingStorageCommand", fields | {"commandInfos": []})
+            self._request(REQUEST | STOP_ON_ERROR, message.completed())
         if self._move_at is not None and now >= self._move_at and self._pool.wait_setup(0):
             return self._finish("migrate", "the server moves the agent to another server")
         servers = self._state.servers

@@ -76,7 +76,7 @@ def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heartbeat: Cl
         mark_for_abort()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    rounds = PeriodicThread("hung-store", check, _EVERY_S)
+    rounds = PeriodicThread("hung_store", check, _EVERY_S)
     rounds.start()
     try:
         yield

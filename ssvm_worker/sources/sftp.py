@@ -143,7 +143,10 @@ class SftpSource:
         except paramiko.AuthenticationException as error:
             raise self._login_error(error) from error
         except paramiko.SSHException as error:
-            raise self._ssh_error(error) from error
+            if "not found in known_hosts" in str(error):
+                raise SourceDenied("The host key is not known", self.name, _KNOWN_HOSTS) from error
+            what = f"The connection failed: {str(error)[:200]!a}"
+            raise SourceUnavailable(what, self.name, "Check the server") from error
         except FileNotFoundError as error:
             raise SourceNotFound("The file does not exist", self.name, "Check the path") from error
         except PermissionError as error:
@@ -183,11 +186,6 @@ class SftpSource:
         if "timeout" in reason or "shut down" in reason:  # paramiko has one class for a refusal and for a broken line
             return SourceUnavailable("The connection broke during the login", self.name, "Check the server")
         return SourceDenied(f"The server refused the login: {reason[:200]!a}", self.name, "Check the credentials")
-
-    def _ssh_error(self, error: Exception) -> SourceDenied | SourceUnavailable:
-        if "not found in known_hosts" in str(error):
-            return SourceDenied("The host key is not known", self.name, _KNOWN_HOSTS)
-        return SourceUnavailable(f"The connection failed: {str(error)[:200]!a}", self.name, "Check the server")
 
     def _protocol_error(self, error: Exception) -> SourceUnavailable:
         what = f"The server violated the protocol: {type(error).__name__}: {str(error)[:200]!a}"

@@ -170,7 +170,11 @@ class Connection:
                 if update is None:
                     continue
                 version = update.version
-                values |= _changed_values(update)
+                changes = (
+                    each for filter_ in update.filterSet for object_ in filter_.objectSet for each in object_.changeSet
+                )
+                # A removed property is None.
+                values |= {each.name: each.val if each.op in ("assign", "add") else None for each in changes}
                 if done(values):
                     return values
             return None
@@ -230,12 +234,6 @@ def _filter(entity: Any, paths: tuple[str, ...]) -> Any:
         objectSet=[_COLLECTOR.ObjectSpec(obj=entity)],
         propSet=[_COLLECTOR.PropertySpec(type=type(entity), pathSet=list(paths))],
     )
-
-
-def _changed_values(update: Any) -> dict[str, Any]:
-    """Return the new values in an update; a removed property is None."""
-    changes = (change for filter_ in update.filterSet for each in filter_.objectSet for change in each.changeSet)
-    return {change.name: change.val if change.op in ("assign", "add") else None for change in changes}
 
 
 def check_certificate(address: Address, check: Check) -> None:

@@ -171,7 +171,17 @@ class Lease:
             if isinstance(fault, vmodl.MethodFault):
                 raise as_worker_error(fault, what, self._where)
             raise LeaseLost(what, self._where, "Check the host's events")
-        self.files = tuple(_lease_file(each) for each in values["info"].deviceUrl)
+        self.files = tuple(
+            LeaseFile(
+                each.key,
+                each.url,
+                pins_of(each.sslCertificate, each.sslThumbprint),
+                bool(each.disk),
+                each.fileSize or None,
+                each.importKey or "",
+            )
+            for each in values["info"].deviceUrl
+        )
         self.vm = values["info"].entity._moId
         self._request_sha256()
         args = (values["info"].leaseTimeout,)
@@ -219,11 +229,6 @@ class Lease:
         lease, self._lease = self._lease, None
         with contextlib.suppress(*API_ERRORS), self._connection.shielded():
             lease.HttpNfcLeaseAbort()
-
-
-def _lease_file(device: Any) -> LeaseFile:
-    pin = pins_of(device.sslCertificate, device.sslThumbprint)
-    return LeaseFile(device.key, device.url, pin, bool(device.disk), device.fileSize or None, device.importKey or "")
 
 
 def match_files(files: Sequence[LeaseFile], disks: Sequence[Disk]) -> dict[int, LeaseFile]:

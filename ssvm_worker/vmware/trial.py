@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,6 @@ from . import snapshot as snapshots
 from .connection import Connection
 from .export import ExportLink, pins_of
 from .faults import API_ERRORS, BUSY
-from .hardware import Hardware
 from .inventory import config_of, read_hardware
 from .lease import has_place
 from .ovf import networks_of
@@ -135,16 +134,13 @@ class Trial:
     def _require_scratch(self) -> None:
         name, found = self._connection.read(self._vm, "name", "snapshot").values()
         self._private |= {name, self._vm._moId}
-        size = sum(disk.capacity for disk in self._hardware().disks)
+        size = sum(disk.capacity for disk in read_hardware(config_of(self._connection, self._vm)).disks)
         if not name.startswith(PREFIX):
             what = f"The VM's name does not begin with {PREFIX}"
             raise InvalidRequest(what, name, "Create a scratch VM with such a name: the trial changes it")
         if found or not 0 < size <= _MAX_BYTES:
             what = "The VM has snapshots" if found else f"The VM has disks of {size} bytes in total"
             raise InvalidRequest(what, name, "Use a VM without snapshots and with disks of 1 to 16 GiB in total")
-
-    def _hardware(self) -> Hardware:
-        return read_hardware(config_of(self._connection, self._vm))
 
     def _ask_product(self) -> tuple[Answer, Answer]:
         about = self._connection.content.about
@@ -157,13 +153,11 @@ class Trial:
         return answer, {}
 
     def _ask_drs(self) -> tuple[Answer, Answer]:
-        found = [values["configurationEx"] for _, values in self._clusters()]
+        clusters = self._connection.each(vim.ClusterComputeResource, "configurationEx")
+        found = [values["configurationEx"] for _, values in clusters]
         without = sum(not (each and each.drsConfig and each.drsConfig.enabled) for each in found)
         # The fault of an import without a host is not known: the trial creates no VM.
         return {"clusters": len(found), "without_drs": without}, {"no_drs": "InvalidArgument"} if without else {}
-
-    def _clusters(self) -> Iterator[Any]:
-        return self._connection.each(vim.ClusterComputeResource, "configurationEx")
 
     def _ask_host(self) -> tuple[Answer, Answer]:
         host = self._connection.read(self._vm, "runtime.host")["runtime.host"]

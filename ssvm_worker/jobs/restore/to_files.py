@@ -61,7 +61,11 @@ def restore_files(target: FileTarget, attempt: Attempt, disks: list[BackupDisk])
     manifest = add_small_objects(manifest, small, "properties")
     done = publish(attempt, stores, StreamResult(owed=owed), manifest, small)
     for name in done["owed"]:
-        _leave_nothing(stores[name], target.artifact, attempt)
+        try:
+            discard_artifact(stores[name], target.artifact, attempt.confirm)
+        except WorkerError as error:
+            what = "store %s keeps its data of %s until the copy job runs: %s"
+            attempt.log.info(what, name, target.artifact.prefix, error)
     return _result(manifest) | done | {"reused": False}
 
 
@@ -112,13 +116,6 @@ def _hint(store: Store, disk: BackupDisk) -> int | None:
     The maximum allows for deflated grains, which grow by at most 0.8 %, and for the tables of a format.
     """
     return None if store.usage().free is not None else disk.capacity + disk.capacity // 64 + MiB
-
-
-def _leave_nothing(store: Store, target: Artifact, attempt: Attempt) -> None:
-    try:
-        discard_artifact(store, target, attempt.confirm)
-    except WorkerError as error:
-        attempt.log.info("store %s keeps its data of %s until the copy job runs: %s", store.name, target.prefix, error)
 
 
 def _result(manifest: Manifest) -> dict[str, Any]:

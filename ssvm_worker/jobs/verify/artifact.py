@@ -22,7 +22,7 @@ class ArtifactCheck:
         self._attempt = attempt
         self._pace = [(SharedRateLimit(), float(rate))] if rate else []
         #: The intact packs of one volume on one store. The volume's backups share packs, so each is read once.
-        self._sound: set[str] = set()
+        self._intact: set[str] = set()
         self._volume = ("", "")
         #: Whether all results were recorded.
         self.recorded = True
@@ -34,8 +34,8 @@ class ArtifactCheck:
         if manifest.artifact.kind != "backup":
             return found
         if self._volume != (volume := (store.name, manifest.artifact.family)):
-            self._volume, self._sound = volume, set()
-        return found + verify_packs(store, manifest, self._attempt.wait, self._observe_pack, self._sound)
+            self._volume, self._intact = volume, set()
+        return found + verify_packs(store, manifest, self._attempt.wait, self._observe_pack, self._intact)
 
     def record(self, store: Store, artifact: Artifact, findings: Sequence[str]) -> None:
         """Record the result. If that fails, log the error; the verification still counts."""

@@ -336,7 +336,10 @@ class Mounted:
             except NotSpoken as error:
                 first = first or error
         assert first is not None
-        if "No such device" in first.what:
+        # mount.nfs has one exit status for all errors, so the worker reads its text. The commands run with LC_ALL=C.
+        # mount(2) has one cause for ENODEV: the kernel does not know the type, also after a search for a module. If
+        # only one version of NFS is missing, the error is EPROTONOSUPPORT.
+        if os.strerror(errno.ENODEV) in first.what:
             what = "This host cannot mount NFS: its kernel has no NFS client"
             raise ConfigError(
                 what, self.export.source, "modprobe nfs, or install the modules of this kernel"

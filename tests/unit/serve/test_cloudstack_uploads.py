@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -121,8 +121,9 @@ def test_two_files(service: Service) -> None:
     assert (answer.status, stored(service)) == (400, [])
 
 
-def test_interrupted(service: Service) -> None:
-    """An upload whose client disconnects leaves nothing, and another one may follow."""
+@contextlib.contextmanager
+def running_upload(service: Service) -> Iterator[Callable[[], None]]:
+    """Send the first 3 MiB of a form, and yield a function that sends the rest. Disconnect after the block."""
     body, kind = form(IMAGE)
     given = signed(service) | {"Content-Type": kind, "Host": service.url.partition("//")[2]}
     head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
@@ -130,6 +131,13 @@ def test_interrupted(service: Service) -> None:
         peer.sendall(f"POST /upload/{UUID} HTTP/1.1\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode())
         peer.sendall(body[: 3 << 20])
         until(lambda: state(service) == "running", "the upload runs")
+        yield lambda: peer.sendall(body[3 << 20 :])
+
+
+def test_interrupted(service: Service) -> None:
+    """An upload whose client disconnects leaves nothing, and another one may follow."""
+    with running_upload(service):
+        pass
     until(lambda: state(service) == "queued", "the upload ends")
     assert stored(service) == []
     assert post(service, IMAGE, signed(service)).status == 200
@@ -149,15 +157,9 @@ def test_without_key(start_service: Callable[..., Service]) -> None:
 
 def test_two_at_once(service: Service) -> None:
     """While an upload runs, another one with the same parameters is refused, and the first one is stored."""
-    body, kind = form(IMAGE)
-    given = signed(service) | {"Content-Type": kind, "Host": service.url.partition("//")[2]}
-    head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
-    with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as peer:
-        peer.sendall(f"POST /upload/{UUID} HTTP/1.1\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode())
-        peer.sendall(body[: 3 << 20])
-        until(lambda: state(service) == "running", "the upload runs")
+    with running_upload(service) as send_rest:
         assert post(service, images.mbr(1 << 20), signed(service)).status == 423
-        peer.sendall(body[3 << 20 :])
+        send_rest()
         until(lambda: state(service) == "succeeded", "the upload ends")
     assert (service.store / FOLDER / "217.raw").read_bytes() == IMAGE
 
