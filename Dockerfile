@@ -36,7 +36,8 @@ FROM python:3.13-slim-bookworm AS worker
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends qemu-utils gpgv nfs-common && rm -rf /var/lib/apt/lists/*
 # This user owns the files of directory stores. The export must use the same uid.
-RUN useradd --system --uid 10001 --home-dir /var/lib/ssvm --create-home ssvm \
+RUN groupadd --gid 10001 ssvm \
+    && useradd --no-log-init --uid 10001 --gid ssvm --home-dir /var/lib/ssvm --create-home ssvm \
     && mkdir -p /srv/secondary && chown ssvm:ssvm /srv/secondary
 COPY --from=build /opt/ssvm /opt/ssvm
 COPY config/ /etc/ssvm/

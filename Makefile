@@ -119,8 +119,10 @@ wheel: $(UV) ## build a wheel in dist/ with all files of config/
 deb: $(UV) ## build a Debian package in dist/ for the Debian of this machine
 	UV=$(abspath $(UV)) .ci/deb/build
 
-image: ## build the container image ssvm-worker
-	docker build -t ssvm-worker .
+image: ## build the container image ssvm-worker with docker, podman or buildah
+	@builder=$$(docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah) || { \
+	    echo "make: install podman or buildah, or start docker" >&2; exit 1; }; \
+	    set -x; "$$builder" build --target worker -t ssvm-worker .
 
 clean: ## remove all files that the targets created
 	rm -rf .venv .uv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -97,11 +97,15 @@ def test_package(debian: Debian, http_server: HttpServer) -> None:
 
 @pytest.mark.parametrize("debian", ["bookworm"], indirect=True)
 def test_wheel(debian: Debian, http_server: HttpServer) -> None:
-    """With the wheel a job succeeds and `ssvm doctor` is ok, also after an upgrade."""
+    """With the wheel a job succeeds and `ssvm doctor` is ok, also after an upgrade and a rollback."""
     follow(debian, http_server, "Without the package")
-    wheel = debian.run("ls dist/*.whl").strip()
-    before = main_process(debian)
+    old = debian.run("ls dist/*.whl").strip()
+    files = "pyproject.toml ssvm_worker/__init__.py"
+    debian.run(rf"sed -i -E 's/^(version|__version__) = .*/\1 = \"99.0\"/' {files}; make wheel")
     [upgrade] = blocks(UPGRADE, "The wheel")
-    print(debian.run(upgrade.replace("./ssvm_worker-NEW.whl", f"--force-reinstall --no-deps ./{wheel}")))
-    assert main_process(debian) not in (before, "0\n")
-    work(debian, http_server, 2)
+    for number, wheel in enumerate((old.replace(old.split("-")[1], "99.0"), old)):
+        before = main_process(debian)
+        print(debian.run(upgrade.replace("ssvm_worker-NEW.whl", wheel)))
+        assert debian.run("ssvm --version").split() == ["ssvm", wheel.split("-")[1]]
+        assert main_process(debian) not in (before, "0\n")
+        work(debian, http_server, 2 + number)
