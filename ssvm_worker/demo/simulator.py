@@ -103,7 +103,8 @@ class VCenterSimulator:
         self.ca_file.write_text(greeting["certificate"])
         der = ssl.PEM_cert_to_DER_cert(greeting["certificate"])
         self.thumbprint = hashlib.sha1(der, usedforsecurity=False).hexdigest()
-        self._tls = ssl.create_default_context(cafile=str(self.ca_file))
+        tls = ssl.create_default_context(cafile=str(self.ca_file))
+        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls))
 
     def add_vm(
         self,
@@ -198,7 +199,7 @@ class VCenterSimulator:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, method=method)  # noqa: S310 - our own https URL
         try:
-            with urllib.request.urlopen(request, context=self._tls, timeout=30) as answer:  # noqa: S310
+            with self._opener.open(request, timeout=30) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
             raise ConfigError(

@@ -36,9 +36,9 @@ class RcloneS3(OtherS3Server):
         authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(directory / "server.pem"))
 
     def __enter__(self) -> Self:
-        pem, root = str(self._directory / "server.pem"), self._directory / "root"
-        root.mkdir()
-        command = [self._program, "serve", "s3", str(root), "--config", "", "--addr", f"localhost:{self.port}"]
+        pem, self.root = str(self._directory / "server.pem"), self._directory / "root"
+        self.root.mkdir()
+        command = [self._program, "serve", "s3", str(self.root), "--config", "", "--addr", f"localhost:{self.port}"]
         keys = ["--auth-key", f"{self.access_key},{self.secret_key}", "--cert", pem, "--key", pem]
         return self.start([*command, *keys])
 

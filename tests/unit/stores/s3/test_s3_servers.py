@@ -137,12 +137,17 @@ def test_notes_that_are_old_or_none(rclone_s3: RcloneS3, tmp_path: Path, note: s
 # Names and listings
 
 
-def test_list_beyond_a_page(store: S3Store) -> None:
+def test_list_beyond_a_page(store: S3Store, server: Any) -> None:
     """A listing continues after the thousand keys of a page."""
     client, name, root = store._bucket.client, store._bucket.name, store._root
     names = [f"a/{number}" for number in range(MANY)]
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda key: client.put_object(Bucket=name, Key=root + key, Body=b""), names))
+    if files := getattr(server, "root", None):  # an object of this server is a file, which costs much less
+        (files / name / root / "a").mkdir(parents=True)
+        for key in names:
+            (files / name / root / key).touch()
+    else:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda key: client.put_object(Bucket=name, Key=root + key, Body=b""), names))
     calls = calls_of(store)
     assert keys(store, "a") == sorted(names)
     assert calls == ["ListObjectsV2"] * 2
