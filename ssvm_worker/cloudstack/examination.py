@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
-from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.schema import SERVER_PREFIX, Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.operations.finding import Finding
 from ssvm_worker.streaming.interfaces import Store
@@ -170,21 +170,25 @@ def _guid(settings: Settings) -> Iterator[Finding]:
 
 def _stores(settings: Settings, limit_s: float) -> Iterator[Finding]:
     """Open each store that a server has named, or that [cloudstack.stores] names."""
-    names = dict.fromkeys(settings.cloudstack.stores.values())
+    mapped = settings.cloudstack.stores
+    places = {name: place for place, name in mapped.items()}
     try:
-        names |= dict.fromkeys(server_names(settings).stores())
+        for name, values in server_names(settings).stores().items():
+            place = str(values["url"]).partition("?")[0]
+            if place not in mapped:  # it was named before the operator mapped it
+                places[name] = place
     except WorkerError as error:
         yield Finding("stores", False, f"the stores of the server are unknown: {error}")
-    if not names:
+    if not places:
         what = "no server has named an image store yet, and [cloudstack.stores] is empty. Start the agent"
         yield Finding("stores", True, what, warning=True)
         return
     stores = ImageStores(settings)
-    with ThreadPoolExecutor(len(names)) as threads:
-        yield from threads.map(lambda name: _store(stores, name, limit_s), names)
+    with ThreadPoolExecutor(len(places)) as threads:
+        yield from threads.map(lambda each: _store(stores, each[0], each[1], limit_s), places.items())
 
 
-def _store(stores: ImageStores, name: str, limit_s: float) -> Finding:
+def _store(stores: ImageStores, name: str, place: str, limit_s: float) -> Finding:
     def look(store: Store) -> str:
         next(iter(store.list("template/tmpl/0")), None)
         free = store.usage().free
@@ -193,7 +197,8 @@ def _store(stores: ImageStores, name: str, limit_s: float) -> Finding:
     try:
         return Finding(f"store {name}", True, stores.call(stores.named(name), look, limit_s))
     except WorkerError as error:
-        return Finding(f"store {name}", False, f"{type(error).__name__}: {error}")
+        gone = ". If the zone does not have this store any more, ignore this" if name.startswith(SERVER_PREFIX) else ""
+        return Finding(f"store {name}", False, f"{place}: {type(error).__name__}: {error}{gone}")
 
 
 def _links(settings: Settings) -> Finding:

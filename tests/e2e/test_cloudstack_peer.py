@@ -19,6 +19,7 @@ import pytest
 
 from ssvm_worker.demo.cloudstack.management import ManagementServer
 from ssvm_worker.demo.cloudstack.zone import Entity, ImageStoreRow
+from ssvm_worker.units import MiB
 from tests.cloudstack_peer import signed
 from tests.e2e.test_cloudstack_copies import OVA, SECOND
 from tests.neighbours import ROOT
@@ -194,7 +195,7 @@ def run_stories(cloud: Cloud, zone: Zone, http_server: HttpServer, stories: str,
             "CLOUDSTACK_SECRET_KEY": "secret",
             "CLOUDSTACK_ZONE": "1",
             "CLOUDSTACK_OSTYPE": "1",
-            "TEMPLATE_URL": http_server.serve("a.qcow2", image(), rate=RATE),
+            "TEMPLATE_URL": http_server.serve("a.qcow2", image(4 * MiB), rate=RATE),
             "AGENT_NAME": "s-1-VM",
             "SSVM_CONFIG": str(zone.site.file),
             "PEER_POLL_S": "0.2",

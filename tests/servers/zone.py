@@ -20,7 +20,7 @@ from tests.servers.worker import Site
 from tests.unit.cloudstack.commands.agents import PLACE
 from tests.waiting import PATIENCE_S, until
 
-TIMES = ServerTimes(ping=1, ping_timeout=PATIENCE_S, poll=0.2)
+TIMES = ServerTimes(ping=1, ping_timeout=PATIENCE_S, poll=0.2, upload_poll=0.2)
 SIZE, RATE = 6 * MiB, 1 * MiB
 
 

@@ -257,12 +257,16 @@ def test_guid(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
 
 
 def test_stores(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
-    """A store that a server has named and that cannot be mounted fails, and the others do not."""
+    """A store of a server that cannot be mounted fails by its URL. A store that is mapped to another is not opened."""
     settings = settings_of(server, broker, tmp_path)
     server_names(settings).put_store("cs-0123456789abcdef", {"url": "nfs://127.0.0.1:1/export", "shared": True})
+    old = {"url": "nfs://192.0.2.10/export/sec1?vers=4.1", "shared": True}
+    server_names(settings).put_store("cs-0000000000000000", old)
     rows = {each.check: each for each in examine_agent(settings, web_port=_NO_WEB, store_s=CLAIM_S)}
     assert state(rows["store primary"]) == "ok"
     assert state(rows["store cs-0123456789abcdef"]) == "failed"
+    assert rows["store cs-0123456789abcdef"].detail.startswith("nfs://127.0.0.1:1/export: ")
+    assert "store cs-0000000000000000" not in rows
 
 
 def test_no_store(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
