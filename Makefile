@@ -72,7 +72,7 @@ test-vcenter: install go ## run the VMware tests with a vCenter that behaves lik
 	@for profile in $(or $(PROFILE),$(PROFILES)); do echo "make: $$profile"; \
 	    $(PYTEST) -q -n $(TESTERS) --dist worksteal --vcenter-profile "$$profile" $(VMWARE_TESTS) $(ARGS) || exit 1; done
 
-install-test: install ## follow the install and upgrade pages on a bare Debian, and install the wheel on other Pythons (minutes); ARGS='-k name' selects tests
+install-test: install ## follow the pages about installation, upgrade and the system VM on a bare Debian, and install the wheel on other Pythons (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -m install $(ARGS)
 
 chaos: install go ## run the long tests, then N=200 random faults during real jobs (docs/explanation/chaos.md); SEED=7 repeats a run
