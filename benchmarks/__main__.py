@@ -25,6 +25,7 @@ from . import (
     copy,
     decompress,
     download,
+    download_s3,
     grains,
     inspection,
     ledger,
@@ -57,6 +58,7 @@ class _Plan(NamedTuple):
 
 BENCHES = {
     "download": _Plan(download.bench, (2 * GiB,)),
+    "download_s3": _Plan(download_s3.bench, (GiB,)),
     "connections": _Plan(connections.bench, (256 * MiB,), 1),
     "decompress": _Plan(decompress.bench, (256 * MiB,), 1),
     "upload": _Plan(upload.bench, (GiB,)),

@@ -105,6 +105,23 @@ def test_client_certificate(https_server: HttpServer, tmp_path: Path) -> None:
         run(url, {"credentials": {"customer": {"ca_file": named["ca_file"]}}}, credentials="customer")
 
 
+def test_client_certificate_is_for_its_origin(https_server: HttpServer, tmp_path: Path) -> None:
+    """After a redirect to another origin, the client certificate is not sent, though that server is trusted."""
+    authority, elsewhere = trustme.CA(), HttpServer(tls=True)
+    both = tmp_path / "both.pem"
+    both.write_text("".join(Path(each.ca_file(tmp_path)).read_text() for each in (https_server, elsewhere)))
+    named = {"certificate_file": client_certificate(authority, tmp_path), "hosts": ["*"]}
+    settings = {"download": SETTINGS["download"] | {"ca_file": str(both)}, "credentials": {"customer": named}}
+    assert elsewhere.context
+    authority.configure_trust(elsewhere.context)
+    elsewhere.context.verify_mode = 2  # type: ignore[assignment]  # ssl.CERT_REQUIRED
+    target = elsewhere.serve("image", IMAGE)
+    assert run(target, settings, credentials="customer") == IMAGE
+    with pytest.raises((SourceUnavailable, SourceDenied)):
+        run(https_server.redirect("image", target), settings, credentials="customer")
+    elsewhere.close()
+
+
 def test_authority_of_credentials_is_for_their_origin(https_server: HttpServer, tmp_path: Path) -> None:
     """The authority of credentials is trusted only for the URL's own origin."""
     named = {"credentials": {"customer": {"ca_file": https_server.ca_file(tmp_path)}}}
