@@ -71,8 +71,11 @@ class JobDetails(JobView):
 
 
 def summary(record: Record, hint: str = "") -> dict[str, Any]:
-    """Return the fields of ``JobView``. *hint* says why a queued job waits, if its record does not say it."""
+    """Return the fields of ``JobView``. *hint* says why no worker takes a queued job that nothing else holds back."""
     public = shown(record)
+    why = job_text.why(record, public)
+    if record.state == "queued" and not job_text.waiting(record, only_held=True):
+        why = hint or why
     moved = public["progress"] or {}
     numbers = {name: moved.get(name) if type(moved.get(name)) is int else 0 for name in ("bytes", "total")}
     is_failed = record.state in ("failed", "cancelled")
@@ -83,7 +86,7 @@ def summary(record: Record, hint: str = "") -> dict[str, Any]:
         "name": str(public["request"].get("name") or ""),
         "since": job_text.since(record),
         "by": f"cancelled by {record.cancelled_by}" if record.cancelled_by else "",
-        "why": _comma(job_text.why(record, public)) or (hint if record.state == "queued" else ""),
+        "why": _comma(why),
         "error": error_text(record.error) if is_failed else {},
         "progress": _comma(progress_text(moved)),
         **numbers,
@@ -99,8 +102,9 @@ def details(record: Record, settings: Settings) -> JobDetails:
     public = shown(record)
     result = dict(public["result"] or {})
     owed = result.pop("owed", None)
-    hint = idle(settings, record.zone, record.lane) or "Workers are busy" if record.state == "queued" else ""
-    values = summary(record, hint)
+    values = summary(record, idle(settings, record.zone, record.lane) if record.state == "queued" else "")
+    if record.state == "queued":
+        values["why"] = values["why"] or "Workers are busy"
     callback = f"{record.callback.state}, {record.callback.tries} tries {record.callback.error}".strip()
     request = public["request"]
     stores = request.get("stores") or [request.get("store")]

@@ -103,3 +103,7 @@ def test_details(ledger: Ledger, settings: Settings) -> None:
     assert "s3cret" not in view.request
     waiting = details(ledger.get("job-01"), settings)
     assert (waiting.why, waiting.verb) == ("no worker of zone z is up", "cancel")
+    claim = ledger.claim("job-02", "worker-7")
+    assert claim
+    ledger.release(claim, error=StoreFull("Full", "primary", "Free space").as_dict())
+    assert details(ledger.get("job-02"), settings).why == "no worker of zone z is up"
