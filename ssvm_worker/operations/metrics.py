@@ -214,7 +214,8 @@ def _metric(name: str, values: Values) -> Metric:
 def text(settings: Settings, settings_file: str | None) -> str:
     """Return all metrics once, in Prometheus' text format."""
     try:
-        rows, looked = look_at_stores(settings_file), time.time()
+        # Without stores, for example on a host that only watches, no process has to start.
+        rows, looked = look_at_stores(settings_file) if settings.stores else [], time.time()
     except StoreUnavailable:
         rows, looked = [], 0.0
     registry = CollectorRegistry()
