@@ -97,7 +97,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"The settings file cannot be read: {error.strerror}", str(path), f"Check --config and {_FILE}"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
         raise ConfigError(f"The settings file is not TOML: {error}", str(path), "Correct that line") from error
 
 

@@ -250,7 +250,7 @@ class NfsSection(Section):
     #: Directory of mount points and their lock files. Default: <state_dir>/nfs.
     mount_root: Path | None = None
     #: Mount options of all exports. Options in a URL take precedence.
-    options: Annotated[str, BeforeValidator(check_options)] = NFS_DEFAULTS
+    options: Annotated[str, AfterValidator(check_options)] = NFS_DEFAULTS
     #: The address of this host in the storage network. Connections to NFS servers must use it.
     source_address: Address | None = None
     #: The router of the storage network. The worker adds a route for a server if another address would be used.

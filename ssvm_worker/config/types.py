@@ -57,8 +57,8 @@ def _host_addresses(value: dict[str, str]) -> dict[str, str]:
 
 #: The name or address, with an optional port, for each host name in lower case.
 HostAddresses = Annotated[dict[str, str], AfterValidator(_host_addresses)]
-Address = Annotated[str, BeforeValidator(lambda value: str(ipaddress.ip_address(value)))]
-Network = Annotated[str, BeforeValidator(_network)]
+Address = Annotated[str, AfterValidator(lambda value: str(ipaddress.ip_address(value)))]
+Network = Annotated[str, AfterValidator(_network)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(split)]
 
 

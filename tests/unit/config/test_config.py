@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel, SecretStr
@@ -96,6 +97,7 @@ def test_unknown_environment_variable() -> None:
         pytest.param(None, "cannot be read", id="missing"),
         pytest.param(b"zone = ", "is not TOML", id="no TOML"),
         pytest.param(b"\xff\xfe", "is not TOML", id="no text"),
+        pytest.param(b"zone = " + b"1" * 5000, "is not TOML", id="number of 5000 digits"),
     ],
 )
 def test_settings_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: str) -> None:
@@ -267,3 +269,25 @@ def test_secret_settings_are_marked() -> None:
         )
     ]
     assert forgotten == []
+
+
+def paths(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the path of each setting. The members of a table of sections have the name x."""
+    for name, each in section.model_fields.items():
+        yield (*path, name)
+        for kind in kinds(each.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from paths(
+                    kind, (*path, name, "x") if dict in map(get_origin, kinds(each.annotation)) else (*path, name)
+                )
+
+
+@pytest.mark.parametrize("value", [True, -1, "x", [1], {"a": {"b": 1}}], ids=repr)
+def test_any_value(value: object) -> None:
+    """A value of any type is valid, or a ConfigError."""
+    for path in paths(Settings):
+        values: Any = value
+        for name in reversed(path):
+            values = {name: values}
+        with contextlib.suppress(ConfigError):
+            config.parse(values, "test")
