@@ -194,8 +194,11 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     Without a broker nothing is yielded, because another finding reports this.
     """
     try:
-        with closing(assembly.open_figures(settings)) as figures, closing(assembly.open_registry(settings)) as registry:
-            lanes = [each for each in figures.lanes() if each.lane in LANES]
+        with (
+            closing(assembly.open_job_metrics(settings)) as counters,
+            closing(assembly.open_registry(settings)) as registry,
+        ):
+            lanes = [each for each in counters.lanes() if each.lane in LANES]
             seen = registry.workers()
         with assembly.open_ledger(settings) as ledger:
             failed = ledger.page(state="failed", limit=_MAX_FAILED)

@@ -103,7 +103,7 @@ class Collector:
         self._settings = settings
         self._stores, self._looked = stores, looked
         self._ledger = assembly.open_ledger(settings)
-        self._figures = assembly.open_figures(settings)
+        self._counters = assembly.open_job_metrics(settings)
         self._registry = assembly.open_registry(settings)
         self._agents = assembly.open_agents(settings)
         self._services = assembly.open_services(settings)
@@ -120,25 +120,25 @@ class Collector:
         yield _metric("ssvm_stores_examined_timestamp_seconds", [([], self._looked())])
 
     def _jobs(self) -> Iterator[Metric]:
-        lanes = self._figures.lanes()
+        lanes = self._counters.lanes()
         counts = [([s, each.lane, each.zone], n) for each in lanes for s, n in each.counts.items()]
         yield _metric("ssvm_jobs", counts)
         oldest = [([each.lane, each.zone], each.oldest_s) for each in lanes]
         yield _metric("ssvm_queue_oldest_seconds", oldest)
-        yield _metric("ssvm_callbacks_pending", [([], self._figures.callbacks())])
-        yield _metric("ssvm_jobs_ended", self._figures.endings().items())
-        yield _metric("ssvm_bytes", self._figures.moved().items())
+        yield _metric("ssvm_callbacks_pending", [([], self._counters.callbacks())])
+        yield _metric("ssvm_jobs_ended", self._counters.endings().items())
+        yield _metric("ssvm_bytes", self._counters.moved().items())
 
     def _running(self) -> Iterator[Metric]:
         claims: Counter[tuple[str, str]] = Counter()
         rates: Counter[tuple[str, str]] = Counter()
-        running = sum(each.counts.get("running", 0) for each in self._figures.lanes())
+        running = sum(each.counts.get("running", 0) for each in self._counters.lanes())
         for record in self._ledger.page(state="running", limit=max(running, 1)):
             claims[record.job, record.zone] += 1
             rates[record.job, record.zone] += int((record.progress or {}).get("rate") or 0)
         yield _metric("ssvm_claims", claims.items())
         yield _metric("ssvm_rate_bytes_per_second", rates.items())
-        yield _metric("ssvm_slots_held", [([name], count) for name, count in self._figures.slots().items()])
+        yield _metric("ssvm_slots_held", [([name], count) for name, count in self._counters.slots().items()])
 
     def _snapshots(self) -> Iterator[Metric]:
         found = self._services.open_snapshots.all()
@@ -154,7 +154,7 @@ class Collector:
 
     def _workers(self) -> Iterator[Metric]:
         seen = self._registry.workers()
-        wanted = decide_all(self._settings, self._figures, self._registry)
+        wanted = decide_all(self._settings, self._counters, self._registry)
         states: Counter[tuple[str, str]] = Counter((each.info.zone, each.state) for each in seen)
         capacity: Counter[tuple[str, ...]] = Counter()
         # A worker that ends regularly leaves no entry, so the jobs name its zone. An alert needs the value 0, because

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ssvm_worker.config.schema import ScalingSection, Settings
 from ssvm_worker.ledger.record import HELD, INBOUND
 from ssvm_worker.ledger.workers import UP
-from ssvm_worker.wiring.assembly import open_figures, open_registry
+from ssvm_worker.wiring.assembly import open_job_metrics, open_registry
 
 if TYPE_CHECKING:
     from ssvm_worker.ledger.job_metrics import JobMetrics
@@ -89,17 +89,17 @@ def decisions(settings: Settings, zone: str | None = None) -> list[Decision]:
 
     Each call stores the demand, because workers stop only after a time of lower demand. Call it every minute or so.
     """
-    with closing(open_figures(settings)) as figures, closing(open_registry(settings)) as registry:
-        return decide_all(settings, figures, registry, zone)
+    with closing(open_job_metrics(settings)) as counters, closing(open_registry(settings)) as registry:
+        return decide_all(settings, counters, registry, zone)
 
 
 def decide_all(
-    settings: Settings, figures: JobMetrics, registry: WorkerRegistry, zone: str | None = None
+    settings: Settings, counters: JobMetrics, registry: WorkerRegistry, zone: str | None = None
 ) -> list[Decision]:
     """Return the same as ``decisions``, for a caller that keeps its connections."""
     known = registry.workers()
     load: dict[str, tuple[int, int]] = {}
-    for lane in figures.lanes():
+    for lane in counters.lanes():
         if lane.lane in (INBOUND, HELD):  # these jobs wait for a client, or run inside other jobs
             continue
         active, queued = load.get(lane.zone, (0, 0))
@@ -111,7 +111,7 @@ def decide_all(
     found = []
     for name in [zone] if zone else sorted({*busy, *(worker.info.zone for worker in known), settings.zone}):
         now = load.get(name, (0, 0))
-        recent = figures.demand(name, workers_needed(policy, *now), given.cool_down_s)
+        recent = counters.demand(name, workers_needed(policy, *now), given.cool_down_s)
         up = [worker.info for worker in known if worker.info.zone == name and worker.state == UP]
         found.append(decide(name, now, [Running(w.name, w.active, w.started) for w in up], policy, recent))
     return found

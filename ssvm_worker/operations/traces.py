@@ -59,9 +59,9 @@ class Trace:
         self._span.set_attributes({"error.type": error["error"], "ssvm.retryable": bool(error["retryable"])})
         self._span.set_status(Status(StatusCode.ERROR, error["message"]))
 
-    def note(self, **figures: str | int) -> None:
+    def note(self, **attributes: str | int) -> None:
         """Set attributes of the attempt's span."""
-        self._span.set_attributes({f"ssvm.{name}": value for name, value in figures.items()})
+        self._span.set_attributes({f"ssvm.{name}": value for name, value in attributes.items()})
 
     def leave(self) -> None:
         """End the span of the current stage. Safe to repeat."""
@@ -82,7 +82,7 @@ class _Untraced(Trace):
     def fail(self, error: Mapping[str, Any]) -> None:
         pass
 
-    def note(self, **figures: str | int) -> None:
+    def note(self, **attributes: str | int) -> None:
         pass
 
 
@@ -90,7 +90,7 @@ UNTRACED: Trace = _Untraced()
 
 
 @contextmanager
-def tracing(job: str, parent: str = "", **figures: str | int) -> Iterator[Trace]:
+def tracing(job: str, parent: str = "", **attributes: str | int) -> Iterator[Trace]:
     """Trace an attempt while the block runs. *parent* is the sender's trace context."""
     provider = _provider() if any(os.environ.get(each) for each in _ENDPOINTS) else None
     if provider is None:
@@ -103,7 +103,7 @@ def tracing(job: str, parent: str = "", **figures: str | int) -> Iterator[Trace]
     context = TraceContextTextMapPropagator().extract({"traceparent": parent} if parent else {})
     span = tracer.start_span(f"ssvm.{job}", context=context, kind=SpanKind.CONSUMER)
     trace = Trace(tracer, span)
-    trace.note(job=job, **figures)
+    trace.note(job=job, **attributes)
     try:
         yield trace
     finally:

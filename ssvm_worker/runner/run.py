@@ -61,12 +61,12 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
     record = claim.record
     logs.begin(record.job_id, claim.number)
     settings, problem = _with_server_names(settings, record)
-    figures = {"job_id": record.job_id, "zone": record.zone, "lane": record.lane, "attempt": claim.number}
+    attributes = {"job_id": record.job_id, "zone": record.zone, "lane": record.lane, "attempt": claim.number}
     with (
         ClaimHeartbeat(ledger, claim) as heartbeat,
         draining(heartbeat.shut_down, settings.worker.drain_s),
         kill_if_hung(settings, ledger, claim, heartbeat),
-        tracing(record.job, record.traceparent, **figures) as trace,
+        tracing(record.job, record.traceparent, **attributes) as trace,
     ):
         return JobRun(settings, ledger, claim, heartbeat, trace=trace, problem=problem).run()
 

@@ -127,9 +127,9 @@ class Inbox:
     def run(self, claim: Claim, sender: Sender) -> None:
         """Run the job, which stores the bytes of the sender; raise the job's error."""
         try:
-            figures: dict[str, Any] = {"job_id": claim.job_id, "lane": INBOUND, "attempt": claim.number}
+            attributes: dict[str, Any] = {"job_id": claim.job_id, "lane": INBOUND, "attempt": claim.number}
             settings = self._settings(claim.job_id, claim.record.request)
-            with ClaimHeartbeat(self.ledger, claim) as heartbeat, tracing("download", **figures) as trace:
+            with ClaimHeartbeat(self.ledger, claim) as heartbeat, tracing("download", **attributes) as trace:
                 outcome = _Upload(settings, self.ledger, claim, heartbeat, sender, trace=trace).run()
         finally:
             sender.close()

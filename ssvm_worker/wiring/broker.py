@@ -255,7 +255,7 @@ def open_waiting_messages(settings: Settings) -> WaitingMessages:
     return WaitingMessages(broker_url(settings), prefix=settings.broker.prefix)
 
 
-def open_figures(settings: Settings) -> JobMetrics:
+def open_job_metrics(settings: Settings) -> JobMetrics:
     """Return the counters of the ledger. This does not connect yet."""
     from ssvm_worker.ledger.job_metrics import JobMetrics
 

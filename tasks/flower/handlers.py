@@ -21,7 +21,7 @@ from ssvm_worker.ledger.record import Record
 from ssvm_worker.ledger.workers import DOWN
 from ssvm_worker.operations.health import StoreWatch
 from ssvm_worker.units import human_duration, human_size
-from ssvm_worker.wiring.assembly import open_figures, open_ledger, open_registry
+from ssvm_worker.wiring.assembly import open_job_metrics, open_ledger, open_registry
 from ssvm_worker.wiring.celery_sender import job_of_task, send_wakeup
 from tasks.remote_control import REFUSED
 
@@ -278,8 +278,8 @@ def _list(given: dict[str, str]) -> dict[str, Any]:
 
 def _overview() -> list[tuple[str, Sequence[str], list[tuple[bool, Sequence[Any]]], str]]:
     """Return the tables below the jobs: title, heads, rows, and the text for no rows. True marks a row as bad."""
-    with closing(open_figures(_settings())) as figures, closing(open_registry(_settings())) as registry:
-        lanes, workers = figures.lanes(), registry.workers()
+    with closing(open_job_metrics(_settings())) as counters, closing(open_registry(_settings())) as registry:
+        lanes, workers = counters.lanes(), registry.workers()
     lane_rows: list[tuple[bool, Sequence[Any]]] = [
         (False, (each.zone, each.lane, *(each.counts.get(name, 0) for name in ("queued", "running", "failed")),
                  human_duration(each.oldest_s) if each.oldest_s else ""))

@@ -13,7 +13,7 @@ import trustme
 
 from ssvm_worker.config import parse
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
-from ssvm_worker.wiring.assembly import open_figures, open_ledger
+from ssvm_worker.wiring.assembly import open_job_metrics, open_ledger
 from tests import images
 from tests.servers.broker import Broker, StoppableBroker
 from tests.servers.flower import Flower
@@ -138,7 +138,7 @@ def test_sentinels_by_tls(
 def away(site: Site) -> str:
     """Return why the ledger cannot be written; a new master waits for a replica (replication.conf)."""
     try:
-        open_figures(site.settings).demand("nowhere", 1, 60)
+        open_job_metrics(site.settings).demand("nowhere", 1, 60)
     except StoreUnavailable as error:
         return str(error)
     return ""

@@ -195,9 +195,9 @@ def test_counters_with_odd_names(ledger: Ledger, broker: Broker) -> None:
         client.hset(f"{broker.prefix}ssvm.ledger:counts", mapping={"x": 1, "queued a b c download": 2, "  ": 1})
     assert [each.job_id for each in ledger.page()] == ["good"]
     assert ledger.live() == set()
-    figures = JobMetrics(broker.url, prefix=broker.prefix)
-    assert {("z", "download"), ("a b c", "download")} <= {(each.zone, each.lane) for each in figures.lanes()}
-    figures.close()
+    counters = JobMetrics(broker.url, prefix=broker.prefix)
+    assert {("z", "download"), ("a b c", "download")} <= {(each.zone, each.lane) for each in counters.lanes()}
+    counters.close()
 
 
 def test_endings_of_odd_zones(ledger: Ledger, broker: Broker) -> None:
@@ -206,10 +206,10 @@ def test_endings_of_odd_zones(ledger: Ledger, broker: Broker) -> None:
     claim = ledger.claim("odd", "w")
     assert claim
     ledger.finish(claim, "failed", error={"error": "TooLarge"})
-    figures = JobMetrics(broker.url, prefix=broker.prefix)
-    assert figures.endings() == {("download", "upload", "a b", "failed", "TooLarge"): 1}
-    assert figures.moved() == {("download", "a b"): 0}
-    figures.close()
+    counters = JobMetrics(broker.url, prefix=broker.prefix)
+    assert counters.endings() == {("download", "upload", "a b", "failed", "TooLarge"): 1}
+    assert counters.moved() == {("download", "a b"): 0}
+    counters.close()
 
 
 def test_callback_of_an_odd_job(ledger: Ledger) -> None:

@@ -57,7 +57,7 @@ def ledger(broker: Broker) -> Iterator[Ledger]:
 
 def test_the_ledger_counts(ledger: Ledger, broker: Broker) -> None:
     """The ledger counts jobs by state, zone and lane, and keeps counters of endings and bytes."""
-    figures = JobMetrics(broker.url, prefix=broker.prefix)
+    counters = JobMetrics(broker.url, prefix=broker.prefix)
     for job_id, lane in (("a", "download"), ("b", "download"), ("c", "upload")):
         ledger.submit(replace(JOB, job_id=job_id, lane=lane))
     claims = [ledger.claim(each, "w") for each in ("a", "b")]
@@ -66,17 +66,17 @@ def test_the_ledger_counts(ledger: Ledger, broker: Broker) -> None:
     ledger.beat(first, {"bytes": 7})
     ledger.finish(first, "succeeded", result={})
     ledger.finish(second, "failed", error={"error": "UnknownFormat"})
-    download, upload = figures.lanes()
+    download, upload = counters.lanes()
     assert {state: count for state, count in download.counts.items() if count} == {"succeeded": 1, "failed": 1}
     assert (upload.lane, upload.counts, upload.oldest_s > 0) == ("upload", {"queued": 1}, True)
-    assert figures.endings() == {
+    assert counters.endings() == {
         ("download", "download", "z", "succeeded", "-"): 1,
         ("download", "download", "z", "failed", "UnknownFormat"): 1,
     }
-    assert figures.moved() == {("download", "z"): 7}
+    assert counters.moved() == {("download", "z"): 7}
     ledger.expire()
-    assert {state for state, count in figures.lanes()[0].counts.items() if count} == set()
-    assert sum(figures.endings().values()) == 2
+    assert {state for state, count in counters.lanes()[0].counts.items() if count} == set()
+    assert sum(counters.endings().values()) == 2
 
 
 def test_decisions(ledger: Ledger, broker: Broker) -> None:

@@ -29,7 +29,7 @@ from ssvm_worker.operations.scaling import decisions
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Store
-from ssvm_worker.wiring.assembly import RecordedJobs, open_figures, open_ledger
+from ssvm_worker.wiring.assembly import RecordedJobs, open_job_metrics, open_ledger
 from tests.attempts import attempt
 from tests.contracts.store import put
 from tests.copies import content
@@ -163,14 +163,14 @@ def test_no_worker_is_wanted(source: MemoryStore, archive: MemoryStore, settings
 
     def seen(key: str) -> None:
         if key.endswith(".raw") and not running:
-            figures = open_figures(settings)
-            running.extend(each.lane for each in figures.lanes() if each.counts.get("running"))
+            counters = open_job_metrics(settings)
+            running.extend(each.lane for each in counters.lanes() if each.counts.get("running"))
             running.extend(each.desired for each in decisions(settings))
 
     watched: Any = Watched(source, seen)
     run(watched, archive, how={"jobs": RecordedJobs(settings)}, prefix="volumes")
     assert running == ["held", decisions(settings)[0].desired]
-    assert {each.lane for each in open_figures(settings).lanes() if any(each.counts.values())} == {"maintenance"}
+    assert {each.lane for each in open_job_metrics(settings).lanes() if any(each.counts.values())} == {"maintenance"}
 
 
 def test_dies(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
