@@ -37,6 +37,8 @@ class Bench:
         self.options = FAST
         self.address: dict[str, Any] = {}
         self.attempt_fields: dict[str, Any] = {}
+        #: The leases of each disk: a second one decides if the lease manifest of the profile differs.
+        self.leases = 2 if "manifest" in vcenter._profile else 1
         #: Leases of a killed worker of an earlier test. They are held until they expire.
         self._others: set[str] = set()
         self._others = self.open_leases()

@@ -89,13 +89,15 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
             failed[name] = error.as_dict()
     for name in () if request.volume else attempt.settings.vcenters:
         attempt.progress.start(f"clean up {name}")
+        removed: list[dict[str, Any]] = []
         try:
-            cleaning.add(remove_snapshots(attempt, name, cleaning.older_than_s, request.dry_run))
+            remove_snapshots(attempt, name, cleaning.older_than_s, request.dry_run, removed)
         except Cancelled:
             raise
         except WorkerError as error:
             attempt.log.warning("vCenter %s is not cleaned up: %s", name, error)
             failed[name] = error.as_dict()
+        cleaning.add(removed)
     cleaning.add(remove_screenshots(attempt, request.volume, dry_run=request.dry_run))
     return {
         "dry_run": request.dry_run,

@@ -62,6 +62,7 @@ def test_at_once(bench: Bench) -> None:
     assert_whole(bench.primary, *vm.streams)
 
 
+@pytest.mark.plain_vcenter  # a differing lease manifest needs a second lease
 @pytest.mark.parametrize(("disks", "per_host", "expected"), [(3, 1, 1), (1, 3, 1)], ids=["host", "job"])
 def test_limits(bench: Bench, disks: int, per_host: int, expected: int) -> None:
     """The number of parallel disks respects the limits of the job and of the ESXi host."""
@@ -113,6 +114,7 @@ def test_progress_markers(bench: Bench, markers: str, mode: str) -> None:
     assert b"".join(disk.image("raw", "x")) == vm.raws[0]
 
 
+@pytest.mark.plain_vcenter  # a differing lease manifest needs a second lease
 def test_one_fails(bench: Bench) -> None:
     """A failing disk does not stop the others, and the next attempt fetches only that disk."""
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB, 64 * KiB)
@@ -162,6 +164,7 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.plain_vcenter  # a differing lease manifest needs a second lease
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_lease_manifest(bench: Bench, vm: TestVM, name: str) -> None:
     """The server's checksum is compared if it exists; without one the backup says so."""
@@ -216,6 +219,7 @@ def test_certificate(bench: Bench, vm: TestVM) -> None:
     assert_whole(bench.primary, *vm.streams)
 
 
+@pytest.mark.plain_vcenter  # a differing lease manifest is a remark too
 @pytest.mark.parametrize("one_file", [False, True])
 def test_nvram(bench: Bench, one_file: bool) -> None:
     """OVF and .mf name the stored firmware variables, also if a host sends one file of each lease."""
@@ -237,6 +241,7 @@ def test_nvram_fails(bench: Bench) -> None:
     assert_whole(bench.primary, *vm.streams)
 
 
+@pytest.mark.plain_vcenter  # a differing lease manifest is a remark too
 @pytest.mark.parametrize(("firmware", "remarks"), [("bios", 0), ("efi", 1)])
 def test_no_nvram(bench: Bench, firmware: str, remarks: int) -> None:
     """If the lease lists no firmware variables, the result of a VM with EFI says so."""
@@ -244,6 +249,7 @@ def test_no_nvram(bench: Bench, firmware: str, remarks: int) -> None:
     assert len(result["remarks"]) == remarks
 
 
+@pytest.mark.plain_vcenter  # a differing lease manifest needs a second lease
 @pytest.mark.parametrize("mode", ["full", "incremental"])
 @pytest.mark.parametrize("end", ["no_last_chunk", "no_last_chunk_cut", "close", "close_cut"])
 def test_end_of_body(bench: Bench, end: str, mode: str) -> None:
@@ -264,6 +270,7 @@ def test_change_ids(bench: Bench) -> None:
     assert {each.facts["change_id"] for each in manifest.entries if each.role == "disk"} == {"52 de ad be/7"}
 
 
+@pytest.mark.plain_vcenter  # it counts the consolidations
 def test_consolidation(bench: Bench, vm: TestVM) -> None:
     """Leftover deltas are consolidated after the snapshot's removal; if that fails, it counts as not removed."""
     before = bench.vcenter.state()["calls"].get("ConsolidateVMDisks_Task", 0)
@@ -309,6 +316,7 @@ def test_slow_for_a_while(bench: Bench, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.plain_vcenter  # it does not clean up a snapshot of a busy VM
 def test_primary_fails_behind_the_spill(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
     """The primary's error is raised even if it occurs behind the scratch file."""
     bench.primary = store_failing(MemoryStore("primary"), after=100 * KiB)

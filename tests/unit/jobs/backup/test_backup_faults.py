@@ -72,7 +72,8 @@ def test_stream_fails_once(bench: Bench, vm: TestVM, name: str) -> None:
     bench.run(vm, stores=["primary", "archive"])
     assert_whole(bench.primary, *vm.streams)
     assert_whole(bench.archive, *vm.streams)
-    assert (bench.fetches("disk-0.vmdk") - before[0], bench.fetches("disk-1.vmdk") - before[1]) == (1, 2)
+    fetched = (bench.fetches("disk-0.vmdk") - before[0], bench.fetches("disk-1.vmdk") - before[1])
+    assert fetched == (bench.leases, bench.leases + 1)
 
 
 FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
@@ -121,6 +122,7 @@ def test_vcenter_fails(bench: Bench, vm: TestVM, name: str) -> None:
     assert not bench.left()
 
 
+@pytest.mark.plain_vcenter  # keys without a place do not tell which disk is missing
 @pytest.mark.parametrize("mode", ["full", "incremental"])
 def test_lease_lists_too_few_files(bench: Bench, mode: str) -> None:
     """A backup without an unlisted disk is stored, names the disk and the reason, and does not succeed."""

@@ -63,6 +63,7 @@ def found(store: MemoryStore, id_: str) -> Manifest:
     return manifest
 
 
+@pytest.mark.plain_vcenter  # the second lease of a disk reuses the grains of the first
 def test_chain(bench: Bench, vm: TestVM) -> None:
     """Each backup of a chain restores its disk from every store, and stores only new grains."""
     raws, results = [], []
@@ -202,7 +203,7 @@ def test_cbt_disagrees(bench: Bench, vm: TestVM) -> None:
     track(bench.vcenter, vm, "52 a/2", 4)
     result = take(bench, vm, "b2")
     assert verdict(result) == f"disagrees at LBA {9 * 128}-{10 * 128 - 1}"
-    assert "changed block tracking" in result["remarks"][0]
+    assert "changed block tracking" in result["remarks"][-1]
     assert restored(bench.primary, found(bench.primary, "b2")) == vm.raws[0]
 
 

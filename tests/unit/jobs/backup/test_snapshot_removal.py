@@ -142,6 +142,7 @@ def test_clean_up_forgets(bench: Bench, vm: TestVM) -> None:
     assert [each.job_id for each in known.all()] == ["runs", "gone"]
 
 
+@pytest.mark.plain_vcenter  # other vCenters have findings of their own
 @pytest.mark.parametrize("fault", [{}, {"consolidate": True, "locked": True}])
 def test_findings(bench: Bench, vm: TestVM, fault: dict[str, Any]) -> None:
     """Disks that need consolidation are a finding of the vCenter, and a warning of the next backup of the VM."""

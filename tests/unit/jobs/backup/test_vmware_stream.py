@@ -54,6 +54,7 @@ def test_observed() -> None:
     assert (verifier.grains, verifier.warnings) == (151, [])
 
 
+@pytest.mark.plain_vcenter  # it compares the stream with VMware's
 def test_full_backup_and_restore(bench: Bench, vm: TestVM) -> None:
     """A full backup has the host's bytes, its lease manifest agrees, and a restored VM has the same grains."""
     bench.run(vm)
