@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .command_log import describe
@@ -23,8 +24,9 @@ _SEQUENCE_THREADS = 8
 
 #: Commands of which a server sends many at once, for example after its start.
 _JOINT = frozenset({"DownloadCommand"})
-#: The most of them that are answered together. The first answer waits for the others.
-_MAX_JOINT = 32
+#: The most of them that are answered together, because the first answer waits for the others. And the threads for
+#: that: one prepares the next request while the other waits for the broker.
+_MAX_JOINT, _JOINT_THREADS = 16, 2
 
 #: Answers several commands of _JOINT with one request to the broker. None: the command needs a thread.
 JointHandler = Callable[[Sequence[RawMessage]], Sequence[RawMessage | None]]
@@ -57,7 +59,7 @@ class CommandPool:
 
     Commands in sequence have their own threads. So a hundred slow downloads do not delay the setup of a host.
     The server keeps the order of these commands: it sends the next one after the answer.
-    With a *joint* handler, one thread first offers it all DownloadCommands that wait. So a hundred of them cost neither
+    With a *joint* handler, two threads first offer it all DownloadCommands that wait. So a hundred of them cost neither
     a hundred threads nor a hundred requests to the broker.
     """
 
@@ -72,7 +74,7 @@ class CommandPool:
     ) -> None:
         """Store the limits: *threads* for commands at once, and *setup_s* seconds until a setup command has failed."""
         self._handler, self._observer, self._joint_handler, self._setup_s = handler, observer, joint, setup_s
-        self._joint, self._waiting = _Threads(1), deque[OpenCommand]()
+        self._joint, self._waiting = _Threads(_JOINT_THREADS), deque[OpenCommand]()
         self._parallel, self._sequence = _Threads(threads), _Threads(_SEQUENCE_THREADS)
         self._open: set[OpenCommand] = set()
         self._changed = threading.Condition()
@@ -119,7 +121,10 @@ class CommandPool:
     def _answer_joint(self) -> None:
         """Answer the commands that wait. Start a thread for each other one."""
         assert self._joint_handler
-        commands = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_JOINT))]
+        commands: list[OpenCommand] = []
+        with suppress(IndexError):  # the queue is empty
+            while len(commands) < _MAX_JOINT:
+                commands.append(self._waiting.popleft())
         if not commands:
             return  # an earlier call has answered them
         started = time.monotonic()

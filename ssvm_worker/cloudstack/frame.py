@@ -187,7 +187,7 @@ def _messages(data: bytes) -> tuple[RawMessage, ...]:
     except UnicodeDecodeError:
         text = data.decode("latin-1")  # a server whose Java process does not use UTF-8
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise BadFrame(f"The content of a frame is not valid JSON: {printable(str(error))[:200]}") from error
     if _depth_exceeds(value, MAX_DEPTH):
@@ -214,6 +214,10 @@ def _finite(text: str) -> float:
     if math.isinf(number):  # a JSON library reads 1e999 so, and cannot write it
         raise ValueError("a number is too large")
     return number
+
+
+#: Made once: to make it costs more than to parse a command.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:

@@ -260,7 +260,8 @@ class AgentConnection:
         for tap in self.server.taps:
             tap(side, frame)
 
-    def _transmit(self, frame: WireFrame) -> None:
+    def transmit(self, frame: WireFrame) -> None:
+        """Send a frame. Nothing waits for its answer."""
         self._tap("server", frame)
         self._link.send(frame)
 
@@ -287,7 +288,7 @@ class AgentConnection:
         known = fields_of(self.server.release, name, fields | _SHARED)
         via = _NOBODY if name == "StartupAnswer" else frame.via
         messages = ((class_of(name), known),)
-        self._transmit(WireFrame(flags, frame.sequence, self.server.mgmt_id, frame.agent_id, via, messages))
+        self.transmit(WireFrame(flags, frame.sequence, self.server.mgmt_id, frame.agent_id, via, messages))
 
     def _ping(self, frame: WireFrame, fields: dict[str, Any]) -> None:
         assert self.host_row
@@ -318,7 +319,7 @@ class AgentConnection:
         self.zone.write(f"refused: {text}")
         flags = REQUEST | STOP_ON_ERROR | IN_SEQUENCE
         ready = ((class_of("ReadyCommand"), details),)
-        self._transmit(WireFrame(flags, _NOBODY, _NOBODY, _NOBODY, _NOBODY, ready))
+        self.transmit(WireFrame(flags, _NOBODY, _NOBODY, _NOBODY, _NOBODY, ready))
         self.close(text)
 
     # From Connecting to Up
@@ -390,18 +391,25 @@ class AgentConnection:
                 self._served += 1
                 self._turn.notify_all()
 
-    def _exchange(self, name: str, fields: dict[str, Any], limit: float, *, ordered: bool) -> AgentAnswer:
+    def frame_of(self, name: str, fields: dict[str, Any], *, ordered: bool = False) -> WireFrame:
+        """Return a new frame with one command. ``transmit`` sends it."""
         host = self.host_row
         assert host
         context = {"contextMap": {"logid": secrets.token_hex(4)}}
         known = fields_of(self.server.release, name, _SHARED | context | fields)
         flags = REQUEST | STOP_ON_ERROR | FROM_SERVER | (IN_SEQUENCE if ordered else 0)
-        sequence, pending = next(self._sequences), _Pending()
-        frame = WireFrame(flags, sequence, self.server.mgmt_id, host.id, host.id, ((class_of(name), known),))
+        message = (class_of(name), known)
+        return WireFrame(flags, next(self._sequences), self.server.mgmt_id, host.id, host.id, (message,))
+
+    def _exchange(self, name: str, fields: dict[str, Any], limit: float, *, ordered: bool) -> AgentAnswer:
+        host, pending = self.host_row, _Pending()
+        assert host
+        frame = self.frame_of(name, fields, ordered=ordered)
+        sequence, known = frame.sequence, frame.fields
         self._pending[sequence] = pending
         started = time.monotonic()
         try:
-            self._transmit(frame)
+            self.transmit(frame)
             self.zone.write(f"server → {describe(name, known)}")
             if self.closed.is_set() and not self._joining:
                 return AgentAnswer("", {"result": False, "details": self._reason})

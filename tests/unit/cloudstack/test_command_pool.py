@@ -18,7 +18,7 @@ def answer(text: str) -> RawMessage:
 
 @pytest.mark.parametrize("has_bug", [False, True])
 def test_joint(has_bug: bool) -> None:
-    """One thread offers all DownloadCommands that wait to the joint handler; the others get threads of their own."""
+    """Two threads offer all DownloadCommands that wait to the joint handler; the others get threads of their own."""
     calls: list[int] = []
     found: dict[int, str] = {}
     release = threading.Event()
@@ -34,15 +34,19 @@ def test_joint(has_bug: bool) -> None:
         found[response.sequence] = response.messages[0].content["details"]
 
     pool = CommandPool(lambda _: answer("alone"), joint=joint)
-    pool.run(Frame(REQUEST, 0, (RawMessage("x.DownloadCommand", {"id": 0}),)), note)
-    until(lambda: calls == [1], "the first command is in work")
-    for number in range(1, 6):
-        pool.run(Frame(REQUEST, number, (RawMessage("x.DownloadCommand", {"id": number}),)), note)
-    pool.run(Frame(REQUEST, 6, (RawMessage("x.DeleteCommand"),)), note)
-    until(lambda: 6 in found, "another command does not wait")
+    frames = [Frame(REQUEST, number, (RawMessage("x.DownloadCommand", {"id": number}),)) for number in range(7)]
+    pool.run(frames[0], note)
+    until(lambda: calls == [1], "a thread has a command")
+    pool.run(frames[1], note)
+    until(lambda: calls == [1, 1], "the other thread has a command")
+    for frame in frames[2:]:
+        pool.run(frame, note)
+    pool.run(Frame(REQUEST, 7, (RawMessage("x.DeleteCommand"),)), note)
+    until(lambda: 7 in found, "another command does not wait")
     release.set()
     assert pool.wait_idle(PATIENCE_S)
-    until(lambda: len(found) == 7, "all answers")
-    assert calls == [1, 5]
-    alone = set(range(7)) if has_bug else {3, 6}
+    until(lambda: len(found) == 8, "all answers")
+    assert sum(calls) == 7
+    assert len(calls) <= 4, "each thread takes what waits at once"
+    alone = set(range(8)) if has_bug else {3, 7}
     assert {number for number, text in found.items() if text == "alone"} == alone
