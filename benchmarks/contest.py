@@ -162,7 +162,12 @@ def contest(
                 costs[each.name].append(_run_one(each, size))
     rows, peers = [], [each for each in contenders if each.name not in _SIDES]
     served = min((cost.served for each in peers for cost in costs[each.name]), default=0.0)
-    bounds = parts.bounds(served) if parts else {}
+    # What was reached once is possible: a server may use several cores for one connection.
+    bounds = {
+        side: min(bound, *(each.wall for each in costs[side]))
+        for side, bound in (parts.bounds(served) if parts else {}).items()
+        if side in costs
+    }
     for peer in peers:
         for side in [each for each in _SIDES if each in costs]:
             title = f"{bench}, {human_size(size)}" + (f", {_SIDES[side]}" if WARM in costs else "")
