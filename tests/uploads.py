@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import time
 from typing import Any
@@ -56,7 +57,8 @@ def record(service: Service, link: Link) -> Record:
 
 def stored(service: Service) -> list[str]:
     """Return all files of the store, with hidden parts."""
-    return sorted(each.name for each in service.store.rglob("*") if each.is_file())
+    # walk ignores a directory that the service removes at the same time.
+    return sorted(name for _, _, names in os.walk(service.store) for name in names)
 
 
 def create(service: Service, at: str, length: int = len(IMAGE)) -> str:
