@@ -169,7 +169,7 @@ def test_nameless(worker_site: Site, name: str) -> None:
 
 
 def test_job_of_another_version(worker_site: Site) -> None:
-    """A job that this version does not have fails when it is tried. Any message may wake the worker for that."""
+    """A job that this version does not have fails at its first attempt, for any wake-up message."""
     site, log = worker_site, worker_site.workers[0].log
     for job_id, wake in (("newer-1", "ssvm.frobnicate"), ("newer-2", "ssvm.delete")):
         site.push("maintenance", envelope(job_id, headers={"task": "ssvm.frobnicate"}))
