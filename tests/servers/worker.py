@@ -189,15 +189,19 @@ class Site:
 
     def files(self) -> list[str]:
         """Return the store's files by their paths below it."""
-        return sorted(str(each.relative_to(self.store)) for each in self.store.rglob("*") if each.is_file())
+        return sorted(os.path.relpath(each, self.store) for each in self._paths())
 
     def stored_bytes(self) -> int:
         """Return the bytes of all files of the store, with incomplete files."""
         total = 0
-        for each in self.store.rglob("*"):
+        for each in self._paths():
             with suppress(FileNotFoundError):
-                total += each.stat().st_size if each.is_file() else 0
+                total += os.path.getsize(each)
         return total
+
+    def _paths(self) -> Iterator[str]:
+        # walk ignores a directory that a worker removes at the same time.
+        return (os.path.join(top, name) for top, _, names in os.walk(self.store) for name in names)
 
     def close(self) -> None:
         """End every worker, and print its log. pytest shows it if a test fails."""

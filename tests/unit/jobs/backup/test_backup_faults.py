@@ -120,9 +120,9 @@ def test_vcenter_fails(bench: Bench, vm: TestVM, name: str) -> None:
     assert error.what
     assert error.where
     assert not bench.left()
-@pytest.mark.plain_vcenter  # keys without a place do not show which disk is missing
 
-@pytest.mark.plain_vcenter  # keys without a place do not tell which disk is missing
+
+@pytest.mark.plain_vcenter  # keys without a place do not show which disk is missing
 @pytest.mark.parametrize("mode", ["full", "incremental"])
 def test_lease_lists_too_few_files(bench: Bench, mode: str) -> None:
     """A backup without an unlisted disk is stored, names the disk and the reason, and does not succeed."""

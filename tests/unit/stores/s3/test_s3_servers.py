@@ -141,10 +141,10 @@ def test_list_beyond_a_page(store: S3Store, server: Any) -> None:
     """A listing continues after the thousand keys of a page."""
     client, name, root = store._bucket.client, store._bucket.name, store._root
     names = [f"a/{number}" for number in range(MANY)]
-    if files := getattr(server, "root", None):  # an object of this server is a file, which costs much less
-        (files / name / root / "a").mkdir(parents=True)
+    if isinstance(server, VersityS3):  # an object of this server is a file, which costs much less
+        (server.root / name / root / "a").mkdir(parents=True)
         for key in names:
-            (files / name / root / key).touch()
+            (server.root / name / root / key).touch()
     else:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda key: client.put_object(Bucket=name, Key=root + key, Body=b""), names))
