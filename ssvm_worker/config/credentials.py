@@ -7,11 +7,12 @@ from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
+from ssvm_worker.net.urls import DEFAULT_PORTS
 
 from .schema import CredentialsSection, Settings
 
-#: Schemes without encryption.
-_PLAINTEXT = ("http", "ftp")
+#: Schemes that encrypt.
+_ENCRYPTED = ("https", "sftp", "scp")
 
 
 def named_credentials(settings: Settings, name: str | None, url: str) -> CredentialsSection | None:
@@ -53,14 +54,14 @@ def _check_host(named: CredentialsSection, name: str, url: str) -> None:
             f"credentials.{name}.hosts",
             f'Add hosts = ["{host}"] to allow that host',
         )
-    port = port or {"http": 80, "https": 443, "ftp": 21}.get(parts.scheme, 22)
+    port = port or DEFAULT_PORTS.get(parts.scheme)
     if not any(_matches(host, port, each.lower()) for each in named.hosts):
         raise InvalidRequest(
             f"The credentials {name!r} are not for the host {host[:64]!r}",
             "credentials",
             f"credentials.{name}.hosts has: {', '.join(named.hosts)}",
         )
-    if parts.scheme in _PLAINTEXT and not named.allow_plaintext:
+    if parts.scheme not in _ENCRYPTED and not named.allow_plaintext:
         raise InvalidRequest(
             f"The credentials {name!r} may not be sent without encryption over {parts.scheme}://",
             "url",
@@ -68,7 +69,7 @@ def _check_host(named: CredentialsSection, name: str, url: str) -> None:
         )
 
 
-def _matches(host: str, port: int, pattern: str) -> bool:
+def _matches(host: str, port: int | None, pattern: str) -> bool:
     host_pattern, _, port_text = pattern.rpartition(":")
     if port_text.isdecimal() and (host_pattern.endswith("]") or (host_pattern and ":" not in host_pattern)):
         return fnmatchcase(host, host_pattern.strip("[]")) and port == int(port_text)

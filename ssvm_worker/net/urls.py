@@ -9,7 +9,8 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ssvm_worker.errors import InvalidRequest
 
-_PORTS = {"http": 80, "https": 443, "ftp": 21, "sftp": 22, "scp": 22}
+#: The port of a URL without one, for each scheme of a source.
+DEFAULT_PORTS = {"http": 80, "https": 443, "ftp": 21, "sftp": 22, "scp": 22}
 _WEB = ("http", "https")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -41,7 +42,7 @@ class WebUrl:
     def authority(self) -> str:
         """Return the value of the Host header. It contains the port only if it is not the default of the scheme."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def name(self) -> str:
@@ -104,7 +105,7 @@ def parse(url: str, schemes: Sequence[str] = _WEB) -> WebUrl:
     if schemes is not _WEB and (parts.query or _CONTROL.search(unquote(parts.path)) or parts.path in ("", "/")):
         raise InvalidRequest("The URL names no file", "url", f"Give {parts.scheme}://host/path")
     target = quote(parts.path or "/", safe=_KEPT) + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
-    return WebUrl(parts.scheme, host, port or _PORTS[parts.scheme], target)
+    return WebUrl(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], target)
 
 
 def _is_host(host: str) -> bool:

@@ -84,7 +84,7 @@ def _anchors(page: Path) -> set[str]:
 
 
 def test_links() -> None:
-    """Each link to a file, and to a heading of a page, has a target. The site cannot link a directory."""
+    """Each link to a file or to a heading of a page has a target, and none is a directory."""
     broken = []
     for page in PAGES:
         for target in LINK.findall(FENCED.sub("", page.read_text())):
