@@ -89,7 +89,8 @@ class CommandPool:
         command = OpenCommand(frame, answer)
         with self._changed:
             self._open.add(command)
-        if self._joint_handler and len(frame.messages) == 1 and frame.messages[0].short in _JOINT:
+        is_joint = len(frame.messages) == 1 and frame.messages[0].short in _JOINT and not frame.in_sequence
+        if self._joint_handler and is_joint:
             self._waiting.append(command)
             self._joint.submit(self._answer_joint)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from ssvm_worker.cloudstack.command_pool import CommandPool
-from ssvm_worker.cloudstack.frame import REQUEST, Frame, RawMessage
+from ssvm_worker.cloudstack.frame import IN_SEQUENCE, REQUEST, Frame, RawMessage
 from tests.waiting import PATIENCE_S, until
 
 
@@ -42,11 +42,12 @@ def test_joint(has_bug: bool) -> None:
     for frame in frames[2:]:
         pool.run(frame, note)
     pool.run(Frame(REQUEST, 7, (RawMessage("x.DeleteCommand"),)), note)
-    until(lambda: 7 in found, "another command does not wait")
+    pool.run(Frame(REQUEST | IN_SEQUENCE, 8, (RawMessage("x.DownloadCommand", {"id": 8}),)), note)
+    until(lambda: {7, 8} <= set(found), "another command does not wait, nor does one with an order")
     release.set()
     assert pool.wait_idle(PATIENCE_S)
-    until(lambda: len(found) == 8, "all answers")
+    until(lambda: len(found) == 9, "all answers")
     assert sum(calls) == 7
     assert len(calls) <= 4, "each thread takes what waits at once"
-    alone = set(range(8)) if has_bug else {3, 7}
+    alone = set(range(9)) if has_bug else {3, 7, 8}
     assert {number for number, text in found.items() if text == "alone"} == alone

@@ -15,7 +15,7 @@ def test_no_broker(broker: Broker, monkeypatch: pytest.MonkeyPatch, cause: str) 
     """If the broker is away or refuses the password, the status is 503, with cause and remedy."""
     url = f"redis://127.0.0.1:{free_port()}/0"
     if "password" in cause:
-        url = f"unix://nobody:wrong@{broker.path}?db=0"
+        url = f"unix://flower:wrong-password@{broker.path}?db=0"
     monkeypatch.setattr(handlers, "_settings", lambda: parse({"broker": {"url": url}}, "the test"))
 
     status, values = handlers._run_query(handlers._list, {})
