@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -77,3 +79,23 @@ def process_of_a_fresh_user(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("SSVM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(subprocess, "_USE_VFORK", True)
+
+
+@pytest.fixture(autouse=True)
+def older_threads() -> set[threading.Thread]:
+    """Return the threads that other tests of this process left. Some of them log, and each may end at any time."""
+    return set(threading.enumerate()) - {threading.current_thread()}
+
+
+@pytest.fixture
+def caplog(
+    caplog: pytest.LogCaptureFixture, older_threads: set[threading.Thread]
+) -> Iterator[pytest.LogCaptureFixture]:
+    """Capture only what this test and its own threads log."""
+
+    def is_of_this_test(_: logging.LogRecord) -> bool:
+        return threading.current_thread() not in older_threads
+
+    caplog.handler.addFilter(is_of_this_test)
+    yield caplog
+    caplog.handler.removeFilter(is_of_this_test)
