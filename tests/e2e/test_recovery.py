@@ -49,10 +49,9 @@ def slow(http_server: HttpServer) -> str:
 
 
 def half_way(site: Site, url: str) -> str:
-    """Return a job whose first half is on the store, and whose source is silent."""
+    """Return a job whose first bytes are durable, and whose source is silent."""
     job_id = download(site, url)
-    # Whole chunks: bytes in transit when the worker is killed are not on the store.
-    site.until(lambda: site.stored_bytes() >= MiB, "the first bytes are stored")
+    site.until(lambda: site.durable_bytes() >= MiB, "the draft says that the first bytes are durable")
     return job_id
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
-from ssvm_worker.artifacts.manifest import Entry, Manifest, read_draft, write_manifest
-from ssvm_worker.jobs.download.image import durable_bytes
+from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.interfaces import Owner
 from ssvm_worker.streaming.pipeline import put_bytes
@@ -51,12 +50,6 @@ def test_killed_copy(
     assert client.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
 
 
-def settled(site: Site) -> int:
-    """Return the byte from which another attempt at t1 would continue."""
-    draft = read_draft(FileStore("primary", site.store), Artifact("template", "1", "t1"))
-    return durable_bytes(draft) if draft else 0
-
-
 def test_cleanup_beside_a_download(site: Site, http_server: HttpServer) -> None:
     """A clean-up without a minimum age deletes an ended job's leftovers, and nothing of a live job."""
     for _ in range(2):
@@ -66,7 +59,7 @@ def test_cleanup_beside_a_download(site: Site, http_server: HttpServer) -> None:
     dead.write_bytes(b"half")
     url = http_server.serve("image.raw", DATA, stall_after=10 * MiB, then=Behaviour(DATA))
     job_id = site.submit("download", url=url, account="1", id="t1", format="raw")
-    site.until(lambda: settled(site) >= 5 * MiB, "it is noted that the first bytes are on the disk for good")
+    site.until(lambda: site.durable_bytes() >= 5 * MiB, "it is noted that the first bytes are on the disk for good")
 
     cleaned = site.wait(site.submit("cleanup", older_than="0"))
 

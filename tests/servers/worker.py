@@ -16,13 +16,17 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import read_draft
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.jobs import find_job
+from ssvm_worker.jobs.download.image import durable_bytes
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record, queue_name
 from ssvm_worker.runner.worker_command import worker_command
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.wiring.assembly import new_job, open_ledger
 from ssvm_worker.wiring.celery_sender import send_wakeup
 from tests.servers.broker import Broker, StoppableBroker
@@ -198,6 +202,11 @@ class Site:
             with suppress(FileNotFoundError):
                 total += os.path.getsize(each)
         return total
+
+    def durable_bytes(self) -> int:
+        """Return the byte from which another attempt at the template t1 of account 1 would continue."""
+        draft = read_draft(FileStore("primary", self.store), Artifact("template", "1", "t1"))
+        return durable_bytes(draft) if draft else 0
 
     def _paths(self) -> Iterator[str]:
         # walk ignores a directory that a worker removes at the same time.
