@@ -93,6 +93,8 @@ class Session:
         self._pinged_at = self._checked_at = self._asked_at = time.monotonic()
         self._move_at: float | None = None
         self._ready, self._over = threading.Event(), threading.Event()
+        # Held while this thread answers a command by itself. The ticker moves the agent only between two answers.
+        self._answering = threading.Lock()
         self._host_id = _NONE
         self._end: SessionEnd | None = None
         self._own: dict[str, Callable[[dict[str, Any]], RawMessage]] = {
@@ -215,7 +217,8 @@ class Session:
         for each in frame.messages:
             _log.info("← #%d %s", frame.number, describe(each))
         if all(each.name in self._own for each in frame.messages):
-            self._respond(frame.answered([self._answered(each) for each in frame.messages]))
+            with self._answering:
+                self._respond(frame.answered([self._answered(each) for each in frame.messages]))
             if self._end is not None:
                 self._link.close(self._end.why)
         else:
@@ -327,7 +330,8 @@ class Session:
             message = RawMessage(f"{_API}PingStorageCommand", fields | {"commandInfos": []})
             self._request(REQUEST | STOP_ON_ERROR, message.completed())
         if self._move_at is not None and now >= self._move_at and self._pool.wait_setup(0):
-            return self._finish("migrate", "the server moves the agent to another server")
+            with self._answering:
+                return self._finish("migrate", "the server moves the agent to another server")
         servers = self._state.servers
         if servers.check_s and is_up and now - self._checked_at >= servers.check_s:
             self._checked_at = now
@@ -338,9 +342,12 @@ class Session:
         """Move to the preferred server if no command is open and the server accepts connections."""
         if first == self._link.host or first in self._state.avoid or self._pool.open_count:
             return
-        with contextlib.suppress(OSError):
+        try:
             socket.create_connection((first, self._link.port), _PROBE_S).close()
-            self._state.prefer(first)
+        except OSError:
+            return
+        self._state.prefer(first)
+        with self._answering:
             self._finish("migrate", f"the preferred server {first} is reachable again")
 
 
