@@ -93,7 +93,7 @@ class Session:
         self._pinged_at = self._checked_at = self._asked_at = time.monotonic()
         self._move_at: float | None = None
         self._ready, self._over = threading.Event(), threading.Event()
-        # Held while this thread answers a command by itself. The ticker moves the agent only between two answers.
+        # Held while the session answers a command without the pool. The ticker moves the agent between two answers.
         self._answering = threading.Lock()
         self._host_id = _NONE
         self._end: SessionEnd | None = None
