@@ -75,14 +75,18 @@ def _disk(
 ) -> Entry:
     stream, capacity = disk
     chunks = [stream[at : at + 100_000] for at in range(0, len(stream), 100_000)]
-    with DiskPacker(index, capacity, name) as packing:
+    with DiskPacker(index, capacity, name, name) as packing:
         walker = StreamOptimized(name, capacity, take=packing.take)
         key = artifact.key(name)
         sinks = {each.name: GrainSink(each, artifact.family, key, packing, OWNER) for each in stores}
         given.setdefault("verify", walker.finish)
         store_stream(packing.stream(chunks, lambda: None, walker), sinks, **given)
         packing.mark_stored()
-        facts = {"new_grains": packing.new_grains, "new_bytes": packing.new_bytes, "grains": packing.grains}
+        facts = {
+            "new_grains": sum(each.grains for each in packing.new_packs()),
+            "new_bytes": sum(each.size for each in packing.new_packs()),
+            "grains": packing.grains,
+        }
     data = read_bytes(stores[0], key)
     return Entry(name, len(data), str(digest_of(data)), ROLE, facts | {"virtual_size": capacity})
 

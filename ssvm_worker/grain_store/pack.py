@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import uuid
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ MAX_GRAINS = 16384
 #: Bytes to read from the end of a pack with an index of unknown length. They hold the index of 1,300 grains, which is
 #: usual for a full pack.
 _TAIL = 32 * KiB
+#: Hex digits at the end of a pack's id that mark its writer. Random digits before them spread packs over directories.
+_WRITER_DIGITS = 12
 
 
 def digest(data: bytes) -> bytes:
@@ -62,7 +65,7 @@ def inflate(data: bytes, max_bytes: int, location: str) -> bytes:
 class Pack:
     """The description of a pack in a grain map."""
 
-    #: 32 random hex digits.
+    #: 32 hex digits; see ``new_pack_id``.
     id: str
     #: Bytes of the object.
     size: int
@@ -79,6 +82,25 @@ class Pack:
     def index_at(self) -> int:
         """The offset of the index in the pack."""
         return self.size - _FOOTER.size - self.grains * _INDEX_ENTRY_SIZE
+
+    @property
+    def grain_bytes(self) -> int:
+        """Bytes of the deflated grains."""
+        return self.index_at - len(MAGIC)
+
+
+def new_pack_id(writer: str) -> str:
+    """Return a new id with the mark of its *writer*. So a backup finds the packs that another attempt has stored."""
+    return uuid.uuid4().hex[:-_WRITER_DIGITS] + _writer_digits(writer)
+
+
+def was_written_by(pack_id: str, writer: str) -> bool:
+    """Return whether a pack is new in the backup of that writer. Wrong for one of 2.8e14 packs of others."""
+    return pack_id.endswith(_writer_digits(writer))
+
+
+def _writer_digits(writer: str) -> str:
+    return hashlib.blake2b(writer.encode(), digest_size=_WRITER_DIGITS // 2).hexdigest()
 
 
 def pack_key(family: str, pack_id: str) -> str:

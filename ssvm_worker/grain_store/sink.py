@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Lock
 
 from ssvm_worker.artifacts.layout import PACKS
@@ -23,12 +24,23 @@ class GrainSink(CannotResume):
     the next attempt finds them in the index, or the sweep deletes them. So a suspend is an abort too.
     """
 
-    def __init__(self, store: Store, family: str, key: str, packer: DiskPacker, owner: Owner) -> None:
+    def __init__(
+        self,
+        store: Store,
+        family: str,
+        key: str,
+        packer: DiskPacker,
+        owner: Owner,
+        *,
+        stored: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """Prepare. *stored* gets the size of each committed pack. An error of *stored* fails the sink."""
         self.key = key
         self._store = store
         self._family = family
         self._packer = packer
         self._owner = owner
+        self._stored = stored
         self._pack: Sink | None = None
         #: Guards *_pack* between the writing thread and an aborting thread.
         self._lock = Lock()
@@ -47,8 +59,9 @@ class GrainSink(CannotResume):
             self._at += len(piece)
             chunk = chunk[len(piece) :]
             if self._at == end:
-                pack.commit()
+                size = pack.commit().size
                 self._pack, self._number = None, self._number + 1
+                self._stored(size)
 
     def _open(self) -> Sink:
         key = pack_key(self._family, self._packer.pack_ids[self._number])

@@ -9,7 +9,6 @@ with DiskPacker(index, capacity, location) as packer:
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator
 
 from ssvm_worker.errors import CorruptImage
@@ -18,7 +17,7 @@ from ssvm_worker.units import KiB
 
 from .index import Index
 from .map import MapWriter
-from .pack import MAGIC, Pack, PackWriter, digest, inflate
+from .pack import MAGIC, Pack, PackWriter, digest, inflate, new_pack_id, was_written_by
 
 #: The packer yields new bytes when it holds at least this many.
 _FLUSH_SIZE = CHUNK // 2
@@ -27,20 +26,20 @@ _FLUSH_SIZE = CHUNK // 2
 class DiskPacker:
     """Packs the grains of one disk. Holds a chunk, the index of one pack, and the memory of Index and MapWriter."""
 
-    def __init__(self, index: Index, capacity: int, location: str) -> None:
+    def __init__(self, index: Index, capacity: int, location: str, writer: str = "") -> None:
+        """Prepare. *writer* names the disk of one backup. Its name is the same in all leases and attempts."""
         #: Bytes of the disk.
         self.capacity = capacity
         #: Bytes of a grain: the usual size before the first grain.
         self.grain_size = 64 * KiB
-        #: The number of grains that the volume did not have.
-        self.new_grains = 0
-        #: Bytes of the new packs so far, and deflated bytes of the grains that the volume already had.
-        self.new_bytes = self.reused_bytes = 0
         #: The ids of the new packs in the order of the stream. Then the ends of finished packs in the stream.
         self.pack_ids: list[str] = []
         self.ends: list[int] = []
         self._index = index
         self._location = location
+        self._writer = writer
+        #: Bytes of this stream's packs so far, and deflated bytes of all grains.
+        self._packed = self._deflated = 0
         self._map = MapWriter()
         self._finished: dict[str, Pack] = {}
         self._pack: PackWriter | None = None
@@ -85,8 +84,7 @@ class DiskPacker:
             raise CorruptImage(what, self._location)
         key = digest(grain)
         found = self._index.find(key, self)
-        if found:
-            self.reused_bytes += len(data)
+        self._deflated += len(data)
         self._map.add(place, *(found or self._store(key, data)))
 
     def mark_stored(self) -> None:
@@ -101,18 +99,28 @@ class DiskPacker:
         """Return all packs of the disk, old and new, after the stream has ended."""
         return {each: self._finished.get(each) or self._index.pack(each) for each in self._map.pack_ids}
 
+    def new_packs(self) -> list[Pack]:
+        """Return the packs that the backup added to the volume, after the stream has ended.
+
+        An earlier lease or attempt may have stored some of them.
+        """
+        return [each for each in self.packs().values() if was_written_by(each.id, self._writer)]
+
+    def reused_bytes(self) -> int:
+        """Return the deflated bytes of the grains that the volume already had, after the stream has ended."""
+        return max(0, self._deflated - sum(each.grain_bytes for each in self.new_packs()))
+
     def _store(self, key: bytes, data: bytes) -> tuple[str, int]:
         """Add a new grain to the current pack, and return the pack's id and the grain's number."""
         pack = self._pack
         if pack is None:
-            pack = self._pack = PackWriter(uuid.uuid4().hex)
+            pack = self._pack = PackWriter(new_pack_id(self._writer))
             self._number = self._index.begin_pack(pack.id, self)
             self.pack_ids.append(pack.id)
             self._put(MAGIC)
         number = pack.add(data, key)
         self._put(data)
         self._index.add(self._number, number, key)
-        self.new_grains += 1
         if pack.full:
             self._end_pack()
         return pack.id, number
@@ -122,13 +130,13 @@ class DiskPacker:
             tail, pack = self._pack.end()
             self._put(tail)
             self._finished[pack.id] = pack
-            self.ends.append(self.new_bytes)
+            self.ends.append(self._packed)
             self._pack = None
 
     def _put(self, data: bytes) -> None:
         self._out.append(data)
         self._held += len(data)
-        self.new_bytes += len(data)
+        self._packed += len(data)
 
     def _flush(self) -> Iterator[bytes]:
         data = b"".join(self._out)

@@ -27,7 +27,7 @@ class Progress:
 
     *publish* gets the snapshot at the start and the end of each stage, and at most every *every_s* seconds between.
     What it got last is old while nothing moves. A reader that shows the progress calls ``snapshot`` itself.
-    The sum of all ``advance`` calls is the number of moved bytes.
+    The sum of all ``advance`` calls is the number of moved bytes. It never decreases.
     """
 
     def __init__(self, publish: Callable[[dict[str, Any]], None] = lambda _: None, every_s: float = 0.5) -> None:
@@ -60,6 +60,11 @@ class Progress:
             due = time.monotonic() - self._last >= self._every_s
         if due:
             self.publish()
+
+    def skip(self, size: int) -> None:
+        """Add *size* bytes to the stage that need no move. A negative size: a failed stream moves them again."""
+        with self._lock:
+            self.bytes += size
 
     def observe(self, chunk: bytes) -> None:
         """Add the size of a chunk, as an observer of the stream."""

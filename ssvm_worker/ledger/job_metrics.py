@@ -56,7 +56,7 @@ class JobMetrics(BrokerClient):
         return found
 
     def moved(self) -> dict[tuple[str, ...], int]:
-        """Return the bytes that ended jobs have moved, by job and zone."""
+        """Return the bytes that ended attempts have moved, by job and zone."""
         return {tuple(name.split(" ", 1)): number for name, number in self._counters("moved").items()}
 
     def slots(self) -> dict[str, int]:

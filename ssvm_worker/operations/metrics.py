@@ -63,7 +63,7 @@ METRICS = {
             ("job", "lane", "zone", "state", "error"),
             "counter",
         ),
-        MetricType("ssvm_bytes", "Bytes that ended jobs have moved", ("job", "zone"), "counter"),
+        MetricType("ssvm_bytes", "Bytes that ended attempts have moved", ("job", "zone"), "counter"),
         MetricType("ssvm_claims", "Jobs that workers hold", ("job", "zone")),
         MetricType("ssvm_rate_bytes_per_second", "Bytes a second of all running jobs", ("job", "zone")),
         MetricType("ssvm_workers", "Workers by state: Up, Draining, Down", ("zone", "state")),

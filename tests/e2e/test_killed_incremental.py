@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_killed(bench: Bench, tmp_path: Path) -> None:
-    """The next worker uses a killed worker's complete packs, and its incomplete ones are deleted."""
+    """The next worker uses and counts a killed worker's complete packs, and its incomplete ones are deleted."""
     vm = make_vm(bench.vcenter, 540 * GRAIN)
     write(bench.vcenter, vm, os.urandom(540 * GRAIN))
     bench.vcenter.fault(
@@ -34,7 +34,11 @@ def test_killed(bench: Bench, tmp_path: Path) -> None:
         worker.kill()
     bench.vcenter.fault()
     bench.primary = FileStore("primary", tmp_path)
-    assert take(bench, vm, "b1", stores=["primary"])["new_bytes"] < 100 * GRAIN
+    (kept,) = packs(bench.primary)
+    result = take(bench, vm, "b1", stores=["primary"])
+    assert kept in packs(bench.primary)
+    assert result["new_bytes"] == sum(bench.primary.stat(each).size for each in packs(bench.primary))
+    assert result["reused_bytes"] == 0
     assert restored(bench.primary, found(bench.primary, "b1")) == vm.raws[0]
     assert len(packs(bench.primary)) == len([each for each in tmp_path.rglob("_packs/*/*") if each.is_file()]) == 2
     bench.primary = MemoryStore("primary")

@@ -178,9 +178,7 @@ class DiskExport:
         if self._grains is None:
             return self._stream(name, disk, lease, file)
         with self._grains.start(disk) as packing:
-            entry = self._grains.entry(packing, self._stream(name, disk, lease, file, packing))
-            self._attempt.held.add(packing.new_bytes)
-            return entry
+            return self._grains.entry(packing, self._stream(name, disk, lease, file, packing))
 
     def _stream(self, name: str, disk: Disk, lease: Lease, file: LeaseFile, packing: DiskPacker | None = None) -> Entry:
         take = packing.take if packing else None
@@ -322,4 +320,4 @@ class _StreamProgress:
 
     def take_back(self) -> None:
         """Subtract the bytes of a failed stream, which the next lease transfers again."""
-        self._attempt.progress.advance(-self._seen)
+        self._attempt.progress.skip(-self._seen)

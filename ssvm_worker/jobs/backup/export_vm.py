@@ -59,7 +59,7 @@ class VMExport:
     ) -> tuple[Manifest, dict[str, Any]]:
         """Store everything. Return the manifest, which contains the *warnings*, and the result of ``publish``.
 
-        Raises InvalidRequest for an unknown disk or a disk that the snapshot does not contain.
+        Raises InvalidRequest for an unknown disk or a disk that the snapshot does not contain, and QuotaExceeded.
         Raises SourceNotFound if the lease lists none of the disks.
         Otherwise raises the error of the last lease or of the primary store.
         The failure of one disk does not stop the others: the draft manifest keeps the disks that they commit.
@@ -69,6 +69,8 @@ class VMExport:
         self._targets.sweep()
         self._begin(origin, hardware, disks, warnings)
         pending = [(number, disk) for number, disk in enumerate(disks) if not self._has(number, disk)]
+        left = {disk.key for _, disk in pending}
+        self._attempt.held.add(sum(each.size for each in self._manifest.entries if each.facts.get("disk") not in left))
         total = sum(disk.capacity for disk in disks)
         done = total - sum(disk.capacity for _, disk in pending)
         self._attempt.progress.start(f"exporting {len(pending)} of {len(disks)} disks", total, done)

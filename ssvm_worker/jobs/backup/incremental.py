@@ -19,6 +19,7 @@ from ssvm_worker.grain_store.reader import grain_maps, open_map
 from ssvm_worker.grain_store.sink import GrainSink
 from ssvm_worker.grain_store.writer import DiskPacker
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.usage import record_pack_usage
 from ssvm_worker.ledger.slots import Wait
 from ssvm_worker.streaming.interfaces import Observer, Sink, Store
 from ssvm_worker.vmware.hardware import Disk, same_tracking
@@ -43,9 +44,17 @@ class Grains:
         self._index = Index(attempt.check)
 
     def __enter__(self) -> Self:
-        """Remove incomplete packs of earlier attempts. Safe because this job holds the volume's lock."""
+        """Remove incomplete packs of earlier attempts. Safe because this job holds the volume's lock.
+
+        Complete packs of earlier attempts are reused, so they count for the quota from now on.
+        Raises QuotaExceeded if they exceed it.
+        """
         for store in self._targets.active():
             self._targets.secondary_may_fail(store, partial(store.sweep, 0, f"{self._artifact.family}/{PACKS}"))
+        if self._attempt.held.is_limited:
+            for store in self._targets.active():
+                record_pack_usage(self._attempt, store, self._artifact)
+            self._attempt.held.reserve_again()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -62,12 +71,19 @@ class Grains:
             self._targets.secondary_may_fail(store, partial(read_listing, store))
         for warning in self._index.sync(self._targets.primary, listings):
             self._attempt.log.warning("%s", warning)
-        return DiskPacker(self._index, disk.capacity, disk.label)
+        writer = f"{self._artifact.prefix} {self._attempt.job_id} {disk.key}"
+        return DiskPacker(self._index, disk.capacity, disk.label, writer)
 
     def sink(self, name: str, packing: DiskPacker) -> Callable[[Store], Sink]:
         """Return a factory for the sink of a disk on a store. *name* is the file name that its stream would have."""
         family, key = self._artifact.family, self._artifact.key(map_name(name))
-        return lambda store: GrainSink(store, family, key, packing, self._attempt.owner)
+
+        def make(store: Store) -> GrainSink:
+            # Committed packs stay if the stream fails, and the next lease reuses them: they count when they are stored.
+            stored = self._attempt.held.add if store is self._targets.primary else lambda _: None
+            return GrainSink(store, family, key, packing, self._attempt.owner, stored=stored)
+
+        return make
 
     def entry(self, packing: DiskPacker, file: Entry) -> Entry:
         """Return the manifest entry of a completely stored disk. *file* is the entry that its stream would have."""
@@ -79,9 +95,9 @@ class Grains:
             "stream": {"name": file.name, "size": file.size, "digest": file.digest},
             "verified": "adler32/1",
             "grains": packing.grains,
-            "new_grains": packing.new_grains,
-            "new_bytes": packing.new_bytes,
-            "reused_bytes": packing.reused_bytes,
+            "new_grains": sum(each.grains for each in packing.new_packs()),
+            "new_bytes": sum(each.size for each in packing.new_packs()),
+            "reused_bytes": packing.reused_bytes(),
             "packs": len(packing.packs()),
         }
         return Entry(map_name(file.name), hasher.size, str(hasher.digest()), ROLE, file.facts | facts)
@@ -112,13 +128,18 @@ def totals(manifest: Manifest) -> dict[str, Any]:
 
 
 def sweep_packs(store: Store, artifact: Artifact, attempt: Attempt) -> dict[str, Any]:
-    """Delete the volume's packs that no backup needs. Return their number, or the reason why all are kept."""
+    """Delete the volume's packs that no backup needs, and count the others for the quota.
+
+    Return the number of deleted packs, or the reason why all are kept.
+    """
     try:
         swept = sweep(store, artifact.family, attempt.confirm)
+        result: dict[str, Any] = {"deleted": swept.packs, "bytes": swept.size}
     except CorruptImage as error:
         attempt.log.warning("unneeded packs are kept: %s", error)
-        return {"deleted": 0, "bytes": 0, "kept": error.as_dict()}
-    return {"deleted": swept.packs, "bytes": swept.size}
+        result = {"deleted": 0, "bytes": 0, "kept": error.as_dict()}
+    record_pack_usage(attempt, store, artifact)
+    return result
 
 
 def verify_packs(store: Store, manifest: Manifest, wait: Wait, see: Observer, intact: set[str]) -> list[str]:

@@ -14,7 +14,6 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup.consistency import lost_disks
 from ssvm_worker.jobs.backup.incremental import sweep_packs
 from ssvm_worker.jobs.delete import job as delete
-from ssvm_worker.jobs.usage import record_pack_usage
 from ssvm_worker.streaming.interfaces import Store, StoredObject
 
 from .retention import BackupAge, backups_to_keep
@@ -78,4 +77,3 @@ class Volume:
         if self.packed:
             any_backup = Artifact.of_prefix(f"{self.family}/any")
             sweep_packs(self.store, any_backup, locked)
-            record_pack_usage(locked, self.store, any_backup)

@@ -155,7 +155,7 @@ class _Copy:
         """Copy the object if the draft does not list it. Return the draft that lists it."""
         key = self.manifest.artifact.key(entry.name)
         if draft.entry(entry.name) == entry and self._target_size(key) == entry.size:
-            self.attempt.progress.advance(entry.size)
+            self.attempt.progress.skip(entry.size)
             return draft
         self._stream(entry, key)
         self._count("objects", entry.size)
@@ -183,7 +183,7 @@ class _Copy:
                 if not offset:
                     raise
         self.attempt.log.warning("%s: the bytes of an earlier attempt are discarded", key)
-        self.attempt.progress.advance(before - self.attempt.progress.bytes)
+        self.attempt.progress.skip(before - self.attempt.progress.bytes)
         self._stream(entry, key, resume=False)
 
     def _verify_and_commit(self, entry: Entry, sink: Sink, chunks: Iterable[bytes]) -> None:

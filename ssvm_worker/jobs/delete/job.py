@@ -12,7 +12,7 @@ from ssvm_worker.errors import NOT_THERE, InvalidRequest
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup.incremental import sweep_packs
 from ssvm_worker.jobs.request import ArtifactRequest
-from ssvm_worker.jobs.usage import forget_usage, record_pack_usage
+from ssvm_worker.jobs.usage import forget_usage
 from ssvm_worker.jobs.verify.screenshots import remove_screenshot
 from ssvm_worker.streaming.interfaces import HoldsForeign, Store
 
@@ -53,8 +53,6 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     result: dict[str, Any] = {"prefix": artifact.prefix, "deleted": deleted}
     if artifact.kind == "backup":
         result["packs"] = {name: sweep_packs(attempt.store(name), artifact, attempt) for name in request.stores}
-        for name in request.stores:
-            record_pack_usage(attempt, attempt.store(name), artifact)
         remove_screenshot(attempt, artifact)
     return result
 

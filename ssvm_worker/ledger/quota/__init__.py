@@ -26,6 +26,11 @@ class Held:
         self._taken = self._reserved = 0
         self._lock = threading.Lock()
 
+    @property
+    def is_limited(self) -> bool:
+        """Return whether the account has a limit."""
+        return self._grow is not None
+
     def expect(self, size: int | None) -> None:
         """Reserve *size* bytes on each store. Raise QuotaExceeded if that is too much. None: unknown size."""
         with self._lock:
@@ -45,6 +50,12 @@ class Held:
             try:
                 self._reserve(self._taken + _STEP * self._copies)
             except QuotaExceeded:
+                self._reserve(self._taken)
+
+    def reserve_again(self) -> None:
+        """Reserve the counted bytes again after a change of the usage. Raise QuotaExceeded at the limit."""
+        with self._lock:
+            if self._grow:
                 self._reserve(self._taken)
 
     def part(self) -> StreamQuota:

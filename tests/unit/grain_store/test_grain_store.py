@@ -153,12 +153,14 @@ def test_killed(after: int) -> None:
 
 
 def test_map_fails() -> None:
-    """If the map cannot be stored, the next attempt reuses the packs and stores none again."""
+    """If the map cannot be stored, the next attempt stores no pack again, and the packs count as new."""
     store, raw = MemoryStore(), disk(30)
     with pytest.raises(StoreUnavailable):
         back_up(store_failing_commit(store, chosen=lambda key: key.endswith(".grains")), "b1", raw)
+    stored = packs(store)
     manifest = back_up(store, "b1", raw)
-    assert manifest.entries[0].facts["new_grains"] == 0
+    assert packs(store) == stored
+    assert manifest.entries[0].facts["new_grains"] == 20
     assert restored(store, manifest) == raw
 
 

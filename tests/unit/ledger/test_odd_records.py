@@ -205,10 +205,11 @@ def test_endings_of_odd_zones(ledger: Ledger, broker: Broker) -> None:
     ledger.submit(NewJob("odd", "download", "a b", "upload", {}))
     claim = ledger.claim("odd", "w")
     assert claim
+    ledger.beat(claim, {"moved": 5})
     ledger.finish(claim, "failed", error={"error": "TooLarge"})
     counters = JobMetrics(broker.url, prefix=broker.prefix)
     assert counters.endings() == {("download", "upload", "a b", "failed", "TooLarge"): 1}
-    assert counters.moved() == {("download", "a b"): 0}
+    assert counters.moved() == {("download", "a b"): 5}
     counters.close()
 
 

@@ -69,8 +69,8 @@ def busy(broker: Broker, registry: WorkerRegistry) -> Iterator[Ledger]:
         runs, fails = ledger.claim("runs", "w"), ledger.claim("fails", "w")
         assert runs
         assert fails
-        ledger.beat(runs, {"bytes": 5, "rate": 100})
-        ledger.beat(fails, {"bytes": 7, "rate": 100})
+        ledger.beat(runs, {"bytes": 5, "moved": 5, "rate": 100})
+        ledger.beat(fails, {"bytes": 0, "moved": 7, "rate": 100})
         ledger.finish(fails, "failed", error={"error": "ChecksumMismatch"})
         registry.beat(replace(WORKER, active=1))
         snapshots = SharedOpenSnapshots(broker.url, prefix=broker.prefix)

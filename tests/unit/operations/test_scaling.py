@@ -63,7 +63,7 @@ def test_the_ledger_counts(ledger: Ledger, broker: Broker) -> None:
     claims = [ledger.claim(each, "w") for each in ("a", "b")]
     assert all(claims)
     first, second = [each for each in claims if each]
-    ledger.beat(first, {"bytes": 7})
+    ledger.beat(first, {"bytes": 0, "moved": 7})
     ledger.finish(first, "succeeded", result={})
     ledger.finish(second, "failed", error={"error": "UnknownFormat"})
     download, upload = counters.lanes()

@@ -53,14 +53,17 @@ local function start_attempt(job_id, worker, host, claim_s, held)
   return { job_id, number, number, get('job', job_id) }
 end
 
--- End the current attempt: release the claim, the resource and the slots.
+-- End the current attempt: count its bytes, and release the claim, the resource and the slots.
 local function end_attempt(job_id, error)
   local field = 'a' .. get('attempts', job_id)
   local ok, attempt = pcall(cjson.decode, get(field, job_id))
   if not ok or type(attempt) ~= 'table' then attempt = {} end
   attempt.ended, attempt.error = text(now), error ~= '' and error or nil
   local moved = finite(json_field(get('progress', job_id), 'moved'))
-  if moved then attempt.bytes = string.format('%.0f', moved) end
+  if moved then
+    attempt.bytes = string.format('%.0f', moved)
+    redis.pcall('HINCRBY', P .. 'moved', get('job', job_id) .. ' ' .. get('zone', job_id), attempt.bytes)
+  end
   put(job_id, field, cjson.encode(attempt))
   if get('handed', job_id) == '1' then add(job_id, 'tries', -1) end  -- the attempt never started, so it does not count
   put(job_id, 'handed', '')
@@ -73,8 +76,6 @@ local function count_ending(job_id)
   local error_class = tostring(json_field(get('error', job_id), 'error') or '-')
   local place = get('job', job_id) .. ' ' .. get('lane', job_id) .. ' ' .. get('zone', job_id)
   redis.pcall('HINCRBY', P .. 'endings', place .. ' ' .. get('state', job_id) .. ' ' .. error_class, 1)
-  local bytes = string.format('%.0f', finite(json_field(get('progress', job_id), 'bytes'), 0))
-  redis.pcall('HINCRBY', P .. 'moved', get('job', job_id) .. ' ' .. get('zone', job_id), bytes)
 end
 
 -- End a job in a final state, set one more field, and make its callback due.

@@ -12,7 +12,7 @@
 --   callbacks       sorted set: ids with a callback to send, by the time of the next try
 --   counts          hash: number of jobs by "state zone lane"
 --   endings         hash: number of jobs that ever ended, by "job lane zone state error-class"
---   moved           hash: bytes that ended jobs have moved, by "job zone"
+--   moved           hash: bytes that ended attempts have moved, by "job zone"
 --   parts:<id>      set: the jobs that ran as parts of that job
 --   reaper          hash: time of the last round (last); time until which running jobs are spared (spare)
 --

@@ -63,7 +63,6 @@ def found(store: MemoryStore, id_: str) -> Manifest:
     return manifest
 
 
-@pytest.mark.plain_vcenter  # the second lease of a disk reuses the grains of the first
 def test_chain(bench: Bench, vm: TestVM) -> None:
     """Each backup of a chain restores its disk from every store, and stores only new grains."""
     raws, results = [], []
@@ -140,6 +139,16 @@ def test_second_lease(bench: Bench, vm: TestVM) -> None:
     bench.vcenter.fault(get={"times": 1, "do": "cut", "at": 20 * GRAIN})
     take(bench, vm, "b1")
     assert restored(bench.primary, found(bench.primary, "b1")) == vm.raws[0]
+
+
+def test_late_failure(bench: Bench, vm: TestVM) -> None:
+    """After a lease that fails late, the next one stores no pack again, and the packs count as new."""
+    bench.vcenter.fault(manifest="wrong")
+    first = take(bench, vm, "b1")
+    assert len(packs(bench.primary)) == 1
+    assert first["new_bytes"] == sum(bench.primary.stat(each).size for each in packs(bench.primary))
+    assert found(bench.primary, "b1").entries[0].facts["new_grains"] == 32
+    assert (first["reused_bytes"], take(bench, vm, "b2")["new_bytes"]) == (0, 0)
 
 
 def test_primary_fails(bench: Bench, vm: TestVM) -> None:
