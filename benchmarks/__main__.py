@@ -36,6 +36,7 @@ from . import (
     restore,
     scale,
     serve,
+    system_vm,
     upload,
 )
 from .contest import Broken, Row
@@ -73,6 +74,7 @@ BENCHES = {
     "queue": _Plan(queue.bench, (5_000,), 1),
     "ledger": _Plan(ledger.bench, (100_000,), 1),
     "cloudstack": _Plan(cloudstack.bench, (2 * GiB,)),
+    "system_vm": _Plan(system_vm.bench, (2 * GiB,), 1),
     "memory": _Plan(memory.bench, (GiB, 20 * GiB), 1),
     "recovery": _Plan(recovery.bench, (50,), 1, by_name=True),
 }

@@ -26,6 +26,7 @@ from ssvm_worker.demo.cloudstack.management import ManagementServer, make_manage
 from ssvm_worker.demo.cloudstack.server import ServerTimes
 from ssvm_worker.demo.cloudstack.wire import WireFrame
 from ssvm_worker.errors import WorkerError
+from ssvm_worker.ledger.record import QUEUED, RUNNING
 from ssvm_worker.units import MiB, human_size
 from ssvm_worker.wiring.assembly import open_ledger
 
@@ -38,11 +39,11 @@ _PLACE = "nfs://192.0.2.10/export/sec1"
 _MAX_MEMORY = 360 * MiB
 #: Seconds for which the CPU time of the idle unit is measured.
 _IDLE_S = 10.0
-_COMMANDS, _MAX_ANSWER_S, _MIN_RATIO = 100, 0.05, 0.95
+_COMMANDS, _BURSTS, _MAX_ANSWER_S, _MIN_RATIO = 100, 5, 0.05, 0.95
 
 
 @dataclass
-class _Unit:
+class Unit:
     """A server, and the processes that it uses."""
 
     server: ManagementServer
@@ -50,6 +51,8 @@ class _Unit:
     store: Path
     processes: list[subprocess.Popen[bytes]]
     up_s: float = 0.0
+    #: Words before the command of each process.
+    before: Sequence[str] = ()
 
     def memory(self) -> int:
         """Return the memory of all processes. Shared pages are divided between them (Pss, proc(5))."""
@@ -80,7 +83,7 @@ class _Unit:
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     """Measure the unit. The peer of the template is `ssvm run download`."""
-    with endpoints() as port, _running(scratch) as unit:
+    with endpoints() as port, running(scratch) as unit:
         source = f"http://127.0.0.1:{port}/made"
         time.sleep(2)  # the processes have imported everything
         idle, cpu = unit.memory(), unit.cpu()
@@ -100,7 +103,8 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
 
 
 @contextmanager
-def _running(scratch: Path) -> Iterator[_Unit]:
+def running(scratch: Path, before: Sequence[str] = ()) -> Iterator[Unit]:
+    """Run the processes of a system VM with a server while the block runs. *before*: words before each command."""
     directory = Path(tempfile.mkdtemp(prefix="ssvm-bench-"))  # a socket has a short path
     (scratch / "store").mkdir()
     with make_management_server(directory / "ca", times=ServerTimes(poll=0.1)) as server:
@@ -117,7 +121,7 @@ def _running(scratch: Path) -> Iterator[_Unit]:
             f'ca_file = "{issued.ca}"\ncertificate_file = "{issued.certificate}"\nkey_file = "{issued.key}"\n'
             f'[cloudstack.stores]\n"{_PLACE}" = "primary"\n'
         )
-        unit = _Unit(server, load(file, {}), scratch / "store", [])
+        unit = Unit(server, load(file, {}), scratch / "store", [], before=before)
         try:
             _start(unit, file, ["worker"])
             wait(lambda: _answers_now(unit.settings), "the broker answers", 0.1)
@@ -134,9 +138,9 @@ def _running(scratch: Path) -> Iterator[_Unit]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start(unit: _Unit, file: Path, arguments: Sequence[str]) -> None:
+def _start(unit: Unit, file: Path, arguments: Sequence[str]) -> None:
     log = (file.parent / f"{arguments[0]}.log").open("wb")
-    command = [sys.executable, "-m", "ssvm_worker", *arguments]
+    command = [*unit.before, sys.executable, "-m", "ssvm_worker", *arguments]
     environ = os.environ | {"SSVM_CONFIG": str(file)}
     unit.processes.append(subprocess.Popen(command, env=environ, stdout=log, stderr=log))
 
@@ -148,7 +152,7 @@ def _answers_now(settings: Settings) -> bool:
     return False
 
 
-def _template(unit: _Unit, url: str, size: int, runs: int) -> Row:
+def _template(unit: Unit, url: str, size: int, runs: int) -> Row:
     """Compare a template from its registration until it is ready with the same download as a command."""
     ours, direct = [], []
     target = unit.store / "direct.toml"
@@ -176,7 +180,7 @@ def _template(unit: _Unit, url: str, size: int, runs: int) -> Row:
     return Row(title, f"{median:.2f} s", f"ssvm run: {peer:.2f} s", ratio, f"≥ {_MIN_RATIO}", ok)
 
 
-def _two_downloads(unit: _Unit, url: str, title: str) -> list[Row]:
+def _two_downloads(unit: Unit, url: str, title: str) -> list[Row]:
     """Return the highest memory during two concurrent downloads, and their CPU time."""
     before = unit.cpu()
     templates = [unit.server.register_template(f"{url}?{number}", "RAW") for number in range(2)]
@@ -196,8 +200,30 @@ def _memory_row(title: str, used: int) -> Row:
     return Row(title, human_size(used), "", "", f"≤ {human_size(_MAX_MEMORY)}", ok)
 
 
-def _answers(unit: _Unit, url: str) -> Row:
-    """Send many DownloadCommands at once, each of another template, and measure the time until each answer.
+def _answers(unit: Unit, url: str) -> Row:
+    """Send many DownloadCommands at once, several times, and return the row with the medians and the range."""
+    found = []
+    for burst in range(_BURSTS):
+        found.append(_burst(unit, f"{url}?burst{burst}"))
+        wait(lambda: _has_ended(unit.settings), "all downloads have ended")
+        unit.clear()
+    middle, last = [statistics.median(each) for each in zip(*found, strict=True)]
+    lasts = [each for _, each in found]
+    ours = f"p50 {middle * 1000:.0f} ms, p99 {last * 1000:.0f} ms"
+    ratio = f"p99 {min(lasts) * 1000:.0f}–{max(lasts) * 1000:.0f} ms"
+    ok = "yes" if last <= _MAX_ANSWER_S else "**no**"
+    title = f"DownloadCommand, {_COMMANDS} at once, {_BURSTS} times"
+    return Row(title, ours, "", ratio, f"p99 ≤ {_MAX_ANSWER_S * 1000:.0f} ms", ok)
+
+
+def _has_ended(settings: Settings) -> bool:
+    with open_ledger(settings) as ledger:
+        counts = ledger.counts()
+    return not counts[QUEUED] + counts[RUNNING]
+
+
+def _burst(unit: Unit, url: str) -> tuple[float, float]:
+    """Send DownloadCommands of different templates at once. Return the median and the 99th percentile in seconds.
 
     One thread sends them, and another reads the answers. With a thread for each command, the server in this process
     would need as much CPU time as the agent.
@@ -224,7 +250,4 @@ def _answers(unit: _Unit, url: str) -> Row:
         raise Broken(f"{_COMMANDS - len(answered)} DownloadCommands have no answer")
     unit.server.taps.remove(note)
     times = sorted(answered[sequence] - started for sequence, started in sent.items())
-    middle, last = times[_COMMANDS // 2], times[_COMMANDS * 99 // 100 - 1]
-    ours = f"p50 {middle * 1000:.0f} ms, p99 {last * 1000:.0f} ms"
-    ok = "yes" if last <= _MAX_ANSWER_S else "**no**"
-    return Row(f"DownloadCommand, {_COMMANDS} at once", ours, "", "", f"p99 ≤ {_MAX_ANSWER_S * 1000:.0f} ms", ok)
+    return times[_COMMANDS // 2], times[_COMMANDS * 99 // 100 - 1]

@@ -37,6 +37,8 @@ _MAX_MESSAGE = HEADER.size + MAX_JSON
 _RECORD = struct.Struct(">I")
 #: The most bytes of one read. A hundred commands may arrive at once, and each read costs more than the parsing.
 _RECEIVE = 64 * KiB
+#: The bytes after which a write begins, although more messages follow.
+_SEND = 64 * KiB
 #: Seconds that a write may wait for the server to read. The kernel then gives up unconfirmed data as well. A shorter
 #: interruption of the network must not end a connection: the server may block the host then.
 _SEND_S = 120.0
@@ -150,21 +152,33 @@ class AgentLink:
         cipher = self._tls.cipher()
         return f"{self._tls.version()} {cipher[0] if cipher else ''}"
 
-    def send(self, data: bytes) -> None:
-        """Send one message. Raise LinkLost, also if the server reads nothing for two minutes."""
+    def send(self, *messages: bytes) -> None:
+        """Send messages, short ones with one write.
+
+        Raise LinkLost, also if the server reads nothing for two minutes.
+        """
         with self._sending:
-            for start in range(0, len(data), _PLAIN):
-                with self._crypt:
-                    self._tls.write(data[start : start + _PLAIN])
-                    record = self._outgoing.read()
-                following = FOLLOWING if start + _PLAIN < len(data) else 0
-                try:
-                    self._socket.sendall(_RECORD.pack(len(record) | following) + record)
-                except OSError as error:
-                    # A part of a record may be sent, so nothing can follow.
-                    lost = self._lost(f"Sending to the management server failed: {error.strerror}")
-                    self.close(lost.what)
-                    raise lost from error
+            waiting = bytearray()
+            for data in messages:
+                for start in range(0, len(data), _PLAIN):
+                    with self._crypt:
+                        self._tls.write(data[start : start + _PLAIN])
+                        record = self._outgoing.read()
+                    following = FOLLOWING if start + _PLAIN < len(data) else 0
+                    waiting += _RECORD.pack(len(record) | following) + record
+                    if len(waiting) >= _SEND:
+                        self._write(waiting)
+                        waiting = bytearray()
+            self._write(waiting)
+
+    def _write(self, data: bytearray) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            # A part of a record may be sent, so nothing can follow.
+            lost = self._lost(f"Sending to the management server failed: {error.strerror}")
+            self.close(lost.what)
+            raise lost from error
 
     def receive(self) -> bytes:
         """Wait for a message and return it. Raise LinkLost at the end of the connection."""

@@ -171,7 +171,7 @@ class Session:
         """
         for frame in list(self._context.unanswered.values()):
             _log.info("answering a setup command of the lost connection")
-            self._respond(frame.answered([failed("The connection was lost before the answer")]))
+            self._respond([frame.answered([failed("The connection was lost before the answer")])])
 
     def _note_unanswered(self, frame: Frame, *, answered: bool) -> None:
         waiting = self._context.unanswered
@@ -182,21 +182,18 @@ class Session:
         heads = [(each.flags, each.sequence, each.server, each.agent) for each in list(waiting.values())]
         self._context.on_unanswered(tuple(heads))
 
-    def _respond(self, response: Frame) -> None:
-        """Send an answer. It is lost with its connection: the server has then ended its wait for it, too."""
+    def _respond(self, responses: Sequence[Frame]) -> None:
+        """Send answers. They are lost with their connection: the server has then ended its wait for them, too."""
         # The refusal of an agent lacks FROM_SERVER, so its inverse would be set here.
-        response = replace(response, flags=response.flags & ~FROM_SERVER)
+        sent = [replace(each, flags=each.flags & ~FROM_SERVER) for each in responses]
         try:
-            data = response.encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            _log.exception("an answer cannot be sent because of a bug")
-            data = replace(response, messages=(failed(f"The agent has a bug ({type(error).__name__})"),)).encode()
-        try:
-            self._link.send(data)
-            self._note_unanswered(response, answered=True)
+            self._link.send(*map(_encoded, sent))
         except LinkLost as error:
-            names = ", ".join(each.short for each in response.messages)
+            names = ", ".join(message.short for each in sent for message in each.messages)
             _log.warning("%s is lost with its connection: %s", names, error.what)
+            return
+        for each in sent:
+            self._note_unanswered(each, answered=True)
 
     # What the server sends
 
@@ -206,7 +203,7 @@ class Session:
         except BadFrame as error:
             _log.warning("the server sent a frame that cannot be read: %s", error)
             if error.head is not None and error.head.is_request:
-                self._respond(error.head.answered([failed(str(error))]))
+                self._respond([error.head.answered([failed(str(error))])])
             return
         if not frame.is_request:
             self._on_answer(frame.messages[0])
@@ -214,11 +211,11 @@ class Session:
         if frame.agent >= 0:
             self._host_id = frame.agent
         self._asked_at = time.monotonic()
-        for each in frame.messages:
-            _log.info("← #%d %s", frame.number, describe(each))
         if all(each.name in self._own for each in frame.messages):
+            for each in frame.messages:
+                _log.info("← #%d %s", frame.number, describe(each))
             with self._answering:
-                self._respond(frame.answered([self._answered(each) for each in frame.messages]))
+                self._respond([frame.answered([self._answered(each) for each in frame.messages])])
             if self._end is not None:
                 self._link.close(self._end.why)
         else:
@@ -349,6 +346,15 @@ class Session:
         self._state.prefer(first)
         with self._answering:
             self._finish("migrate", f"the preferred server {first} is reachable again")
+
+
+def _encoded(response: Frame) -> bytes:
+    """Return the bytes of a response, or those of a failure if a bug has made it unsendable."""
+    try:
+        return response.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        _log.exception("an answer cannot be sent because of a bug")
+        return replace(response, messages=(failed(f"The agent has a bug ({type(error).__name__})"),)).encode()
 
 
 def _answer(name: str, **fields: Any) -> RawMessage:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -153,3 +153,23 @@ class BrokerClient:
         """Run a script. Its first argument is the beginning of the keys."""
         with translated(self._url):
             return self._scripts[name](args=[self._key, *map(str, args)])
+
+    def _run_all(self, name: str, given: Sequence[Sequence[str]]) -> list[Any]:
+        """Run a script once for each list of arguments, with one request to the broker. It must be safe to repeat.
+
+        redis-py would ask before each such request whether the broker knows the script.
+        """
+        script = self._scripts[name]
+
+        def send() -> list[Any]:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for each in given:
+                    pipe.evalsha(script.sha, 0, self._key, *each)
+                return pipe.execute()
+
+        with translated(self._url):
+            try:
+                return send()
+            except redis.exceptions.NoScriptError:
+                self._redis.script_load(script.script)
+                return send()

@@ -101,13 +101,7 @@ class Ledger(BrokerClient):
         request to the broker. An error may leave some of them stored. Safe to repeat.
         """
         given = [_submission(new, QUEUED, beside=beside) for new, beside in jobs]
-        if len(given) == 1:
-            answers = [self._run("submit", *given[0])]
-        else:
-            with translated(self._url), self._redis.pipeline(transaction=False) as pipe:
-                for each in given:
-                    self._scripts["submit"](args=[self._key, *each], client=pipe)
-                answers = pipe.execute()
+        answers = [self._run("submit", *given[0])] if len(given) == 1 else self._run_all("submit", given)
         records = []
         for each, (created, *found) in zip(given, answers, strict=True):
             fields = found or each[6:]

@@ -26,7 +26,7 @@ def bench(*words: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     "name", ["download", *(pytest.param(each, marks=pytest.mark.soak) for each in
                            ("backup", "cloudstack", "copy", "decompress", "download_s3", "grains", "inspection",
-                            "memory", "restore", "scale", "upload"))]
+                            "memory", "restore", "scale", "system_vm", "upload"))]
 )  # fmt: skip
 def test_runs_small(name: str) -> None:
     """Each line with a target has a verdict, and each side is compared warm and cold."""

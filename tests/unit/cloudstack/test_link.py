@@ -66,6 +66,28 @@ def test_records(scripted: ScriptedServer, size: int, records: int) -> None:
     assert [bool(header & FOLLOWING) for header in headers] == [True] * (records - 1) + [False]
 
 
+def test_send_several(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several messages arrive as messages of their own, and short ones leave with one write."""
+    link = connected(scripted)
+    writes: list[int] = []
+    write = link._write
+
+    def counted(data: bytearray) -> None:
+        writes.append(len(data))
+        write(data)
+
+    monkeypatch.setattr(link, "_write", counted)
+    thread = meanwhile(lambda: link.send(b"a", bytes(500), b"c"))
+    assert [records_of(scripted) for _ in range(3)] == [[0x1E], [0x211], [0x1E]]
+    thread.join(PATIENCE_S)
+    assert len(writes) == 1
+    sizes = [30_000, 1, 70_000]
+    thread = meanwhile(lambda: link.send(*map(bytes, sizes)))
+    assert [len(records_of(scripted)) for _ in sizes] == [2, 1, 5]
+    thread.join(PATIENCE_S)
+    assert len(writes) == 3, "a large answer is not in memory twice"
+
+
 def test_record_sizes_of_java(scripted: ScriptedServer) -> None:
     """The records have the sizes that were seen with the Java classes: 1 byte is 0x1e, 40 are 0x45, 500 are 0x211."""
     link = connected(scripted)

@@ -84,6 +84,18 @@ def test_submit_another_under_the_same_id(ledger: Ledger, change: dict[str, Any]
     assert ledger.get("j1") == before
 
 
+def test_submit_several(ledger: Ledger, broker: Broker) -> None:
+    """Several jobs are submitted together, also to a broker that has lost all scripts."""
+    with broker.client() as client:
+        for first in (0, 2):
+            client.script_flush()
+            found = ledger.submit_or_find([(a_job(f"j{number}"), None) for number in range(first, first + 3)])
+            assert [(record.job_id, new) for record, new in found] == [
+                (f"j{number}", number > 2 or first == 0) for number in range(first, first + 3)
+            ]
+    assert ledger.counts()["queued"] == 5
+
+
 def test_redaction(ledger: Ledger) -> None:
     """The caller of a record decides how its secrets are masked."""
     record, _ = ledger.submit(a_job(request={"url": "http://x/y?token=1"}))
