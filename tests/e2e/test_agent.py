@@ -32,7 +32,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ManagementServer]:
     """A server of 4.23 without stores."""
-    with make_management_server(tmp_path / "ca", times=ServerTimes(ping=1, ping_timeout=PATIENCE_S)) as server:
+    with make_management_server(tmp_path / "ca", times=ServerTimes(ping=PATIENCE_S)) as server:
         yield server
 
 
@@ -93,7 +93,7 @@ def hang(environ: dict[str, str], seconds: float) -> None:
 
 def test_killed_during_setup(broker: Broker, tmp_path: Path) -> None:
     """An agent that is killed during the setup leaves no blocked host: the next one answers its command."""
-    times = ServerTimes(ping=1, ping_timeout=PATIENCE_S, wait=100 * PATIENCE_S)
+    times = ServerTimes(ping=PATIENCE_S, wait=100 * PATIENCE_S)
     with make_management_server(tmp_path / "ca", times=times) as server:
         server.zone.add_store("nfs://192.0.2.10/export/sec1", readonly=True)
         server.zone.add_system_vm("s-1-VM", "192.0.2.77")

@@ -227,7 +227,7 @@ def test_data_of_others(zones: Callable[[str], Zone], s3_server: S3Server, http_
 
 def test_with_a_server(make_site: Callable[..., Site], http_server: HttpServer, tmp_path: Path) -> None:
     """A simulated management server brings an agent Up, registers a template, reads it in all ways, and deletes it."""
-    times = ServerTimes(ping=1, ping_timeout=PATIENCE_S, poll=0.5)
+    times = ServerTimes(ping=PATIENCE_S, poll=0.5)
     with make_management_server(tmp_path / "ca", times=times) as server:
         row = server.zone.add_store(PLACE)
         server.zone.add_system_vm("s-1-VM", "192.0.2.77")

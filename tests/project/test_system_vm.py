@@ -31,7 +31,7 @@ _STORES = f'\n[stores.primary]\nurl = "file:///srv/secondary"\n[cloudstack.store
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ManagementServer]:
     """A strict server whose zone has a running SSVM and one NFS store."""
-    times = ServerTimes(ping=1, ping_timeout=PATIENCE_S, poll=0.5)
+    times = ServerTimes(ping=PATIENCE_S, poll=0.5)
     with make_management_server(tmp_path / "ca", times=times) as server:
         server.strict = True
         server.zone.allowed_internal_sites = ["127.0.0.0/8"]

@@ -113,8 +113,9 @@ def test_id_of_another_database(played: PlayedSession) -> None:
     assert played.state.host_id == HOST_ID
 
 
-def test_pings(played: PlayedSession) -> None:
+def test_pings(played: PlayedSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pings come at the interval of StartupAnswer, with the header and the fields of the Java agent."""
+    monkeypatch.setattr(AgentLink, "quiet_s", 0.0)  # the test may be slow, which is no silence
     server = played.up(pingInterval=0.2)
     for _ in range(2):
         ping = server.receive()
@@ -127,7 +128,7 @@ def test_pings(played: PlayedSession) -> None:
     assert ping.fields == fields | {key: value for key, value in OK.items() if key != "result"}
 
 
-def test_pings_while_commands_hang(played: PlayedSession) -> None:
+def test_pings_while_commands_hang(played: PlayedSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred commands that hang delay neither pings nor the answers to others nor ReadyCommand."""
     release = threading.Event()
 
@@ -137,6 +138,7 @@ def test_pings_while_commands_hang(played: PlayedSession) -> None:
         return RawMessage(class_of("Answer"), dict(OK))
 
     played.handler = handler
+    monkeypatch.setattr(AgentLink, "quiet_s", 0.0)  # the test may be slow, which is no silence
     server = played.up(pingInterval=1)
     for _ in range(100):
         server.command("DownloadCommand", {}, ordered=False)
@@ -205,8 +207,9 @@ def test_silence_while_the_server_waits(played: PlayedSession) -> None:
     played.start()
     server = played.server
     server.accept()
-    server.answer(server.receive(), "StartupAnswer", {"pingInterval": 0.1, "result": True})
+    startup = server.receive()
     sequence = server.command("ListTemplateCommand", SETUP)
+    server.answer(startup, "StartupAnswer", {"pingInterval": 0.1, "result": True})
     time.sleep(1)
     assert played.ends == []
     release.set()
