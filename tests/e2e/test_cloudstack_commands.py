@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -107,6 +108,23 @@ def test_life_of_a_template(zones: Callable[[str], Zone], http_server: HttpServe
     if kind == "directory":
         text = (zone.site.store / "template/tmpl/2/202/template.properties").read_text()
         assert "uniquename=202-2-aaaa\n" in text
+
+
+def test_checksum_of_another_agent(zones: Callable[[str], Zone], http_server: HttpServer) -> None:
+    """The server repeats the checkSum of an answer in the next command: ours and the Java agent's are accepted."""
+    zone, data = zones("directory"), gzip.compress(image())
+    url = http_server.serve("a.qcow2.gz", data)
+    ours = "{SHA-256}" + hashlib.sha256(data).hexdigest()
+    javas = "{SHA-512}" + hashlib.sha512(data).hexdigest()
+    first = zone.download(url)
+    assert (first["downloadStatus"], first["checkSum"]) == ("DOWNLOADED", ours), "that of the file at the URL"
+    for known in (ours, javas):
+        place = data_object("Template", first["installPath"], zone.store)
+        assert zone.agent.send("DeleteCommand", data=place)["result"] is True
+        again = zone.download(url, checksum=known)
+        assert (again["downloadStatus"], again["checkSum"]) == ("DOWNLOADED", known), again
+    other = zone.download(url, checksum=javas[:-8] + "00000000", installPath="template/tmpl/2/204", id=204)
+    assert other["downloadStatus"] == "DOWNLOAD_ERROR"
 
 
 def test_volume(zones: Callable[[str], Zone], http_server: HttpServer) -> None:

@@ -10,7 +10,8 @@ Differences from the Java agent:
   UNKNOWN, and sets an error. This agent attaches to the job for any job id.
 - While the broker is away, the answer is NOT_DOWNLOADED. The server asks again.
 - ``checkSum`` is SHA-256 if the server gives no checksum. The Java agent's is SHA-512. It would take longer than the
-  download itself, because processors compute only SHA-256 in hardware. Servers accept every algorithm.
+  download itself, because processors compute only SHA-256 in hardware. The server stores the text, and repeats it as
+  ``checksum`` of the next command. Both agents verify with the algorithm of its prefix.
 - ``templatePhySicalSize`` is the size of the file in each answer. The Java agent sends the virtual size in the first.
 - ``errorString`` names the problem, the place and the remedy.
 - After ABORT or PURGE of a download that has not ended, the answer is DOWNLOAD_ERROR. The Java agent's is
