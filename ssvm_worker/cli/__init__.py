@@ -5,6 +5,8 @@ Each module of this package adds the parsers of a group of commands.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import io
 import os
@@ -45,6 +47,9 @@ _EXITS = """exit status:
   2  usage error: an argument or a setting is invalid, and no job was created
  75  retryable failure: the same request may succeed later
 130  cancelled"""
+
+# Before its exit, Python would search all objects of the imported libraries for garbage. That takes 50 ms.
+atexit.register(gc.freeze)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

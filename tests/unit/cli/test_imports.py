@@ -10,6 +10,7 @@ import pytest
 
 from ssvm_worker.cli import _GROUPS, make_parser
 from tests.servers.broker import Broker
+from tests.servers.http import HttpServer
 
 #: The libraries whose import takes more than 20 ms.
 _LIBRARIES = (
@@ -17,6 +18,7 @@ _LIBRARIES = (
     "boto3",
     "celery",
     "opentelemetry.sdk.metrics",
+    "oslo_utils.strutils",
     "pydantic",
     "pyVmomi",
     "redis",
@@ -24,7 +26,8 @@ _LIBRARIES = (
     "tqdm",
 )
 _PROGRAM = """
-import sys
+import atexit, gc, sys
+atexit.register(lambda: gc.get_freeze_count() or print("not frozen", file=sys.stderr))
 from ssvm_worker.cli import main
 try:
     status = main(sys.argv[2:])
@@ -64,6 +67,23 @@ def test_libraries(broker: Broker, tmp_path: Path, command: tuple[str, ...], exp
         text=True,
     )
     assert done.stderr.splitlines()[-1].split()[1:] == expected.split(), done.stderr
+
+
+def test_download(http_server: HttpServer, tmp_path: Path) -> None:
+    """A download over HTTP, which also inspects the image, imports only what it needs of the slow libraries."""
+    (tmp_path / "store").mkdir()
+    config = tmp_path / "worker.toml"
+    lines = f'[stores.primary]\nurl = "file://{tmp_path}/store"\n[download]\nallow_networks = ["127.0.0.0/8"]\n'
+    config.write_text(lines)
+    url = http_server.serve("image.raw", bytes(1 << 20))
+    fields = ("--url", url, "--account", "a", "--id", "i")
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, ",".join(_LIBRARIES), "run", "download", *fields],
+        env={"SSVM_CONFIG": str(config), "SSVM_STATE_DIR": str(tmp_path / "state")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.splitlines()[-1] == "0 pydantic requests", done.stderr
 
 
 def test_each_command_has_its_group() -> None:
