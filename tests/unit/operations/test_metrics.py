@@ -288,6 +288,32 @@ def test_alerts_of_one_figure(tmp_path: Path, name: str, labels: dict[str, str],
     run_promtool(test, tmp_path)
 
 
+def test_many_failed_jobs(tmp_path: Path) -> None:
+    """More than five failures in 30 minutes fire an alert, also with a new class, but older ones do not."""
+    # The exporter starts after ten minutes. The failures of "Old" are from long before.
+    series = {
+        "New": "_x60 4x4 6x95", "Known": "_x10 10x50 16x99", "Few": "_x10 10x50 15x99", "NewFew": "_x60 5x99",
+        "Old": "_x10 50x149",
+    }  # fmt: skip
+    labels = 'state="failed",job="download",lane="download",zone="z"'
+    firing = 'ALERTS{alertname="SsvmJobsFail",alertstate="firing"}'
+    expected = {"35m": [], "62m": ["Known"], "70m": ["Known", "New"], "120m": []}
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": "ssvm_up", "values": "_x10 1x149"},
+            *({"series": f'ssvm_jobs_ended_total{{error="{error}",{labels}}}', "values": values}
+              for error, values in series.items()),
+        ],
+        "promql_expr_test": [
+            {"expr": f"count by (error) ({firing})", "eval_time": at,
+             "exp_samples": [{"labels": f'{{error="{error}"}}', "value": 1} for error in errors]}
+            for at, errors in expected.items()
+        ],
+    }  # fmt: skip
+    run_promtool(test, tmp_path)
+
+
 def test_one_failed_job(tmp_path: Path) -> None:
     """One failed job fires an alert for an hour, also the first of its class, but not an older one."""
     series = {"StoreFull": "3x20 4x180", "ChecksumMismatch": "_x80 1x120", "SourceDenied": "5x200"}
