@@ -107,18 +107,25 @@ def why(record: Record, shown: dict[str, Any]) -> str:
     return _sentence(error)
 
 
-def waiting(record: Record, *, only_held: bool = False) -> str:
-    """Return what a queued job waits for, as far as its record says it; "" if the record does not say it.
-
-    *only_held*: return only what holds the job back, not that it waits for a worker after an attempt.
-    """
+def held(record: Record) -> str:
+    """Return what a queued job waits for before a worker may take it; "" if any free worker may take it."""
     if record.waits_for:
         return f"{record.waits_for} is in use"
-    last = record.attempts[-1].error if record.attempts else None
-    after = f", after {_sentence(last)}" if last else ""
     if record.not_before > time.time():
-        return f"next try in {human_duration(record.not_before - time.time())}{after}"
-    return f"next try when a worker is free{after}" if after and not only_held else ""
+        return f"next try in {human_duration(record.not_before - time.time())}{_after(record)}"
+    return ""
+
+
+def waiting(record: Record) -> str:
+    """Return what a queued job waits for, as far as its record says it; "" if the record does not say it."""
+    after = _after(record)
+    return held(record) or (f"next try when a worker is free{after}" if after else "")
+
+
+def _after(record: Record) -> str:
+    """Return ``, after ERROR`` with the error of the last attempt, or an empty text."""
+    last = record.attempts[-1].error if record.attempts else None
+    return f", after {_sentence(last)}" if last else ""
 
 
 def _sentence(error: dict[str, Any]) -> str:

@@ -155,7 +155,7 @@ def job_rows(settings: Settings, pairs: Sequence[tuple[Record, dict[str, Any]]])
     idle_once = cache(lambda zone, lane: idle(settings, zone, lane))
     for record, shown in pairs:
         row = job_text.row(record, shown, full_ids=not sys.stdout.isatty())
-        if record.state == "queued" and not job_text.waiting(record, only_held=True):
+        if record.state == "queued" and not job_text.held(record):
             row["why"] = idle_once(record.zone, record.lane) or row["why"]
         yield row
 
@@ -274,8 +274,8 @@ def _why_queued(settings: Settings, record: Record) -> str:
     """Return why a queued job does not run yet."""
     from ssvm_worker.operations.health import idle
 
-    held = job_text.waiting(record, only_held=True)
-    return held or idle(settings, record.zone, record.lane) or job_text.waiting(record) or "workers are busy"
+    lacks_worker = "" if job_text.held(record) else idle(settings, record.zone, record.lane)
+    return lacks_worker or job_text.waiting(record) or "workers are busy"
 
 
 def _ending(record: dict[str, Any]) -> str:

@@ -41,20 +41,20 @@ def _reap(args: argparse.Namespace, output: Output) -> int:
         while count := ledger.expire():
             expired += count
         found = _find_jobs(settings, ledger)
-        not_rung = [each.job_id for each in found if not send_wakeup(settings, each)]
+        not_woken = [each.job_id for each in found if not send_wakeup(settings, each)]
         callbacks_due, callbacks = open_callbacks(settings, ledger), 0
         while callbacks_due.send_due():
             callbacks += 1
         result = {
-            "rung": [each.job_id for each in found if each.job_id not in not_rung],
-            "not_rung": not_rung,
+            "woken": [each.job_id for each in found if each.job_id not in not_woken],
+            "not_woken": not_woken,
             "callbacks": callbacks,
             "records": expired,
         }
     text = _text(result)
     if output.as_json or text:
         output.result(result, text)
-    return EXIT_RETRYABLE if not_rung else 0
+    return EXIT_RETRYABLE if not_woken else 0
 
 
 def _find_jobs(settings: Settings, ledger: Ledger) -> list[Any]:
@@ -76,8 +76,8 @@ def _find_jobs(settings: Settings, ledger: Ledger) -> list[Any]:
 def _text(result: dict[str, Any]) -> str:
     """Return one line, or nothing if nothing was done."""
     parts = (
-        (len(result["rung"]), "woke workers for", "job"),
-        (len(result["not_rung"]), "could not wake workers for", "job"),
+        (len(result["woken"]), "woke workers for", "job"),
+        (len(result["not_woken"]), "could not wake workers for", "job"),
         (result["callbacks"], "tried", "callback"),
         (result["records"], "deleted", "old record"),
     )

@@ -74,7 +74,7 @@ def summary(record: Record, hint: str = "") -> dict[str, Any]:
     """Return the fields of ``JobView``. *hint* says why no worker takes a queued job that nothing else holds back."""
     public = shown(record)
     why = job_text.why(record, public)
-    if record.state == "queued" and not job_text.waiting(record, only_held=True):
+    if record.state == "queued" and not job_text.held(record):
         why = hint or why
     moved = public["progress"] or {}
     numbers = {name: moved.get(name) if type(moved.get(name)) is int else 0 for name in ("bytes", "total")}

@@ -63,7 +63,7 @@ def a_job(job_id: str) -> NewJob:
 def test_reap_is_quiet(reap: Reap) -> None:
     """Without work it prints nothing, and ends with 0."""
     assert reap() == (0, "")
-    assert json.loads(reap("--json")[1]) == {"rung": [], "not_rung": [], "callbacks": 0, "records": 0}
+    assert json.loads(reap("--json")[1]) == {"woken": [], "not_woken": [], "callbacks": 0, "records": 0}
 
 
 def test_reap_rings(reap: Reap, ledger: Ledger, broker: Broker) -> None:
