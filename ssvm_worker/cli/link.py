@@ -118,7 +118,7 @@ def _seconds(text: str) -> int:
 def _create_link(settings: Settings, args: argparse.Namespace, seconds: int, output: Output) -> dict[str, Any]:
     """Create a presigned URL if the store supports this, else a link to our own service."""
     name, key = args.store or next(iter(settings.stores), ""), args.key.strip("/")
-    store = assembly.open_store_named(settings, name)
+    store = assembly.open_answering_store(settings, name)
     read_entry(store, key)
     until = int(time.time()) + seconds
     shown = {"store": name, "key": key, "until": _timestamp(until)}
@@ -135,7 +135,7 @@ def _create_upload_link(settings: Settings, args: argparse.Namespace, seconds: i
     """Create a link for sending one image. Check the request now, so that errors do not reach only the sender."""
     artifact, link_id, now = Artifact.of_prefix(args.key), new_id(), int(time.time())
     names = [each for each in (args.store or next(iter(settings.stores), "")).split(",") if each]
-    stores = [assembly.open_store_named(settings, name) for name in names]
+    stores = [assembly.open_answering_store(settings, name) for name in names]
     fields: dict[str, Any] = {
         "url": f"upload:{link_id}",
         "account": artifact.account,

@@ -156,9 +156,7 @@ def missing_stores(result: Mapping[str, Any]) -> list[str]:
     """Return a line for each store that a job could not write: the reason, and what copies the artifact."""
     found = []
     for store, problem in (result.get("owed") or {}).items():
-        then = (
-            f"`ssvm job {problem['copy_job']}` copies it" if problem.get("copy_job") else "See `ssvm run copy --help`"
-        )
+        then = f"The job {problem['copy_job']} copies it" if problem.get("copy_job") else "See `ssvm run copy --help`"
         found.append(f"store {store}: {problem.get('error')}: {problem.get('what')}. {then}")
     return found
 

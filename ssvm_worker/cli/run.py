@@ -125,10 +125,13 @@ def _shown(bar: Bar, progress: Progress) -> Iterator[None]:
 
 
 def _check_names(settings: Settings, request: Any) -> None:
-    """Raise InvalidRequest if the request names a store, vCenter or credentials that the settings do not have."""
+    """Raise InvalidRequest if the request names a store, vCenter or credentials that the settings do not have.
+
+    Raise StoreUnavailable if the file system of a named store does not answer.
+    """
     given = {*(getattr(request, "stores", ()) or ()), getattr(request, "store", ""), getattr(request, "source", "")}
-    for name in sorted(given - {"", None, *settings.stores}):
-        assembly.open_store_named(settings, name)
+    for name in sorted(given - {"", None}, key=lambda name: (name in settings.stores, name)):
+        assembly.open_answering_store(settings, name)
     if name := getattr(request, "vcenter", None):
         find_vcenter(settings, name)
     if name := getattr(request, "credentials", None):

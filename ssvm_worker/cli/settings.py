@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssvm_worker import config
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 
 from .output import Output
@@ -42,11 +43,26 @@ def _config(args: argparse.Namespace, output: Output) -> int:
         return 0
     settings = config.load(args.config)
     if args.action == "check":
+        _check_stores(settings, str(file or "the environment"))
         output.result({"path": str(file) if file else None, "ok": True}, f"ok: {file or 'no settings file'}")
         return 0
     values = config.redacted(settings)
     output.result(values, json.dumps(values, indent=2))
     return 0
+
+
+def _check_stores(settings: Settings, location: str) -> None:
+    """Raise ConfigError with the problems of the stores' URLs. This needs no access to the stores."""
+    from ssvm_worker.wiring import assembly
+
+    found = []
+    for name in settings.stores:
+        try:
+            assembly.open_store_named(settings, name)
+        except ConfigError as error:
+            found.append(f"{error.where}: {error.what}. {error.remedy}")
+    if found:
+        raise ConfigError(f"Invalid settings: {'; '.join(found)}", location, "Correct these keys")
 
 
 def _init(args: argparse.Namespace, output: Output) -> int:

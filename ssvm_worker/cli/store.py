@@ -119,7 +119,7 @@ def artifact_of(args: argparse.Namespace) -> Artifact:
 
 def _list(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
-    store = assembly.open_store_named(settings, store_names(args, settings)[0])
+    store = assembly.open_answering_store(settings, store_names(args, settings)[0])
     unreadable: list[str] = []
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -196,7 +196,7 @@ def _row(store: Store, artifact: Artifact) -> _Row:
 
 def _stat(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
-    store = assembly.open_store_named(settings, store_names(args, settings)[0])
+    store = assembly.open_answering_store(settings, store_names(args, settings)[0])
     manifest = read_manifest(store, artifact_of(args))
     text = manifest.to_json().decode()
     output.result(json.loads(text), text.rstrip())

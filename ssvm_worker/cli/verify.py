@@ -103,7 +103,7 @@ def _times(args: argparse.Namespace, settings: Settings, output: Output) -> int:
 
     def rows() -> Iterator[dict[str, Any]]:
         for name in store_names(args, settings) if args.store else settings.stores:
-            artifacts = artifacts_below(assembly.open_store_named(settings, name), args.place or "")
+            artifacts = artifacts_below(assembly.open_answering_store(settings, name), args.place or "")
             prefixes = (each.prefix for each in artifacts)
             while batch := list(islice(prefixes, _BATCH)):
                 for prefix, verified in zip(batch, results.times(name, batch), strict=True):

@@ -94,9 +94,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise ConfigError(
-            f"The settings file cannot be read: {error.strerror}", str(path), f"Check --config and {_FILE}"
-        ) from error
+        remedy = f"Check --config and {_FILE}"
+        if isinstance(error, PermissionError):
+            remedy = "Run the command as root, or as a user who may read the file"
+        raise ConfigError(f"The settings file cannot be read: {error.strerror}", str(path), remedy) from error
     except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
         raise ConfigError(f"The settings file is not TOML: {error}", str(path), "Correct that line") from error
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, field_validator, model_validator
@@ -54,6 +55,29 @@ def _proxy(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _visible(value: str) -> str:
+    if any(each.isspace() or not each.isprintable() for each in value):
+        raise ValueError("may not contain spaces, line breaks or control characters")
+    return value
+
+
+def _server(value: str) -> str:
+    """Return a name or an IP address, or raise ValueError. The error names the field of the port."""
+    try:
+        return str(ipaddress.ip_address(value.strip("[]"))) if ":" in value else _name(value)
+    except ValueError:
+        name, _, port = value.rpartition(":")
+        if port.isdecimal() and "/" not in value:
+            raise ValueError(f'has a port. Use the field port: host = "{name}" and port = {port}') from None
+        raise ValueError("must be a name or an address, without https:// and path") from None
+
+
+def _name(value: str) -> str:
+    if not value or not _visible(value) or set("/@?#") & set(value):
+        raise ValueError(value)
+    return value
+
+
 Hosts = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(_host)]
 S3Proxy = Annotated[SecretStr | None, AfterValidator(_proxy)]
 
@@ -67,7 +91,7 @@ class BrokerSection(SecretFields):
     messages: SecretUrl | None = None
     #: Prefix of every key, channel and queue. Needed if several applications share a broker and ACL rules separate
     #: them. Senders must add it to the name of the queue, so it is empty by default. Queues of RabbitMQ never have it.
-    prefix: str = ""
+    prefix: Annotated[str, AfterValidator(_visible)] = ""
     #: CA of the certificates of both servers.
     ca_file: Path | None = None
     #: The password of the Sentinels themselves.
@@ -231,6 +255,12 @@ class S3Section(SecretFields):
     #: The timeout in seconds of the call that completes a multipart upload.
     commit_s: Seconds = 600.0
 
+    @model_validator(mode="after")
+    def _keys_are_a_pair(self) -> Self:
+        if (self.access_key is None) != (self.secret_key is None):
+            raise ValueError("access_key and secret_key belong together. Set both, or remove both")
+        return self
+
 
 class StoreSection(S3Section):
     """One image store. All keys but ``url``, ``backup_mode`` and ``shared`` are for S3 only."""
@@ -306,9 +336,9 @@ class VCenterSection(SecretFields):
     """One vCenter or standalone ESXi host. The worker verifies its certificate by thumbprint, ca_file or system CAs."""
 
     #: The name or address of the server.
-    host: str
+    host: Annotated[str, AfterValidator(_server)]
     #: The port of the API.
-    port: int = 443
+    port: int = Field(443, ge=1, le=65535)
     #: The user.
     username: str
     #: The password of the user.

@@ -85,6 +85,8 @@ class SecretFields(Section):
         values = dict(values)
         for name in [each for each in values if each.endswith("_file") and each[:-5] in cls.model_fields]:
             path = Path(str(values.pop(name)))
+            if name[:-5] in values:
+                raise ValueError(f"{name[:-5]} and {name} are both set. Remove one of them")
             try:
                 values[name[:-5]] = path.read_text().strip()
             except OSError as error:

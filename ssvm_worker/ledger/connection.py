@@ -95,11 +95,17 @@ def translated(url: str) -> Iterator[None]:
     try:
         yield
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-        what, remedy = f"The broker refuses the password: {error}", "Correct user and password in broker.url"
+        what, remedy = (
+            f"The broker refuses the password: {error}",
+            "Correct user and password in broker.url, or in the file of broker.url_file",
+        )
         if isinstance(error, redis.exceptions.NoPermissionError):
             what, remedy = f"The broker's ACL refuses the worker's user: {error}", "Correct the ACL of this user"
         if "HELLO must be called" in str(error):  # the answer of Redis and Valkey to a client without a password
-            what, remedy = "The broker wants a password", "Put redis://:PASSWORD@HOST into the file of broker.url_file"
+            what, remedy = (
+                "The broker wants a password",
+                "Add it to broker.url, or to the file of broker.url_file: redis://:PASSWORD@HOST:PORT/DB",
+            )
         raise StoreDenied(what, shown(url), remedy) from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
         remedy = "Check broker.url, and that Redis or Valkey runs there"

@@ -244,9 +244,13 @@ def _zone(zone: str, lanes: list[LaneMetrics], seen: list[WorkerStatus], *, is_o
     running = sum(each.counts.get("running", 0) for each in lanes)
     start = f"Start one: systemctl start ssvm-worker@{zone}"
     if not up:
-        last = max((each.seen for each in seen), default=0.0)
-        when = f" (last seen {_moment(last)})" if last else ""  # a worker that stops regularly is not listed
-        what = f"zone {zone}: {sum(queued.values())} queued, {running} running, no worker is up{when}. {start}"
+        starting = [each.info.name for each in seen if each.state == "Up"]
+        draining = [each.info.name for each in seen if each.state == "Draining"]
+        what = f"zone {zone}: {sum(queued.values())} queued, {running} running, no worker is up"
+        what += f". {', '.join(draining)} ends its jobs and takes no new ones" if draining else ""
+        # A worker that starts needs two seconds until it receives messages.
+        wait = f"{', '.join(starting)} runs, but receives no messages yet. If this stays so, check its log"
+        what += f". {wait if starting else start}"
         yield Finding("workers", not (is_ours and (queued or running)), what, warning=True)
     else:
         active, capacity = sum(each.active for each in up), sum(each.capacity for each in up)

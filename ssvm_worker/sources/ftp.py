@@ -90,8 +90,13 @@ class FtpSource:
             if reply[:3] == "550":  # most servers use this code for a missing file and for missing permission
                 what = f"The file does not exist or is not readable: {reply[:200]!a}"
                 raise SourceNotFound(what, self.name, "Check the path") from error
-            what = f"The server refused the request: {reply[:200]!a}"
-            raise SourceDenied(what, self.name, "Give credentials, or check the server") from error
+            what, remedy = f"The server refused the request: {reply[:200]!a}", "Check the server"
+            if reply[:3] == "530":  # not logged in
+                what = f"The server refused the login: {reply[:200]!a}"
+                remedy = "Correct username and password of the credentials that the job names"
+                if not self._options.username:
+                    remedy = "Name credentials with a username and password. The worker logged in as anonymous"
+            raise SourceDenied(what, self.name, remedy) from error
         except (ftplib.Error, EOFError) as error:
             what = f"The server replied: {str(error)[:200]!a}"
             raise SourceUnavailable(what, self.name, "Check the server") from error

@@ -47,6 +47,10 @@ def _s3(name: str, url: str, values: Mapping[str, Any]) -> Store:
     from .s3.store import S3Store
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise ConfigError(
+            f"The URL names no bucket: {url}", f"stores.{name}.url", "Give s3://BUCKET or s3://BUCKET/PREFIX"
+        )
     try:
         settings = _s3_settings({key: value for key, value in values.items() if key not in ("check", "shared")})
         return S3Store(name, bucket, prefix, settings, values.get("check") or _never_cancelled)

@@ -36,7 +36,7 @@ from .broker import (
     open_waiting_messages,
 )
 from .connections import ConfiguredConnections
-from .stores import Stores, open_store_named, store_to_examine
+from .stores import Stores, open_answering_store, open_store_named, store_to_examine
 
 if TYPE_CHECKING:
     from ssvm_worker.ledger.record import Record
@@ -52,6 +52,7 @@ __all__ = [
     "make_attempt",
     "new_job",
     "open_agents",
+    "open_answering_store",
     "open_cloudstack_web",
     "open_events",
     "open_job_metrics",

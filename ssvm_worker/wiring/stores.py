@@ -12,6 +12,7 @@ from ssvm_worker.config.findings import suggestion
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import Cancelled, InvalidRequest, StoreUnavailable, misused
 from ssvm_worker.stores import open_store
+from ssvm_worker.stores.nfs.probe import HUNG, probe
 from ssvm_worker.streaming.interfaces import Check, Store
 
 #: Seconds that a person waits for the answer of one store.
@@ -59,6 +60,22 @@ def open_store_named(settings: Settings, name: str, check: Check = _unchecked) -
     return stores[name]
 
 
+def open_answering_store(settings: Settings, name: str, check: Check = _unchecked) -> Store:
+    """Open a store for a person who waits. Raise StoreUnavailable if the file system of a directory does not answer.
+
+    Nothing ends a call to a file system that hangs, so a child process makes the first one. The other kinds of stores
+    have timeouts.
+    """
+    store = open_store_named(settings, name, check)
+    if store.url.startswith("file://") and probe(store.url.removeprefix("file://"), _ANSWER_S).state == HUNG:
+        raise _silent(store.url, "Check the mount of this directory and its server. Jobs for the store wait for it")
+    return store
+
+
+def _silent(url: str, remedy: str) -> StoreUnavailable:
+    return StoreUnavailable(f"The store has not answered within {_ANSWER_S:g} s", url, remedy)
+
+
 @contextlib.contextmanager
 def store_to_examine(settings: Settings, name: str) -> Iterator[Store]:
     """Open a store for one look at it. Raise StoreUnavailable if it waits too long for its server."""
@@ -69,11 +86,10 @@ def store_to_examine(settings: Settings, name: str) -> Iterator[Store]:
             raise Cancelled("deadline")
 
     try:
-        yield open_store_named(settings, name, check)
+        yield open_answering_store(settings, name, check)
     except Cancelled as error:
-        what = f"The store has not answered within {_ANSWER_S:g} s"
         remedy = "Check its server and the network. A mount that hangs ends after nfs.mount_s"
-        raise StoreUnavailable(what, settings.stores[name].url, remedy) from error
+        raise _silent(settings.stores[name].url, remedy) from error
 
 
 def _open(name: str, settings: Settings, check: Check) -> Store:

@@ -113,7 +113,7 @@ class HttpRangeConnection:
                 return answer
         answer.close()
         if answer.status_code not in (200, 206):
-            raise refusal(answer, where)
+            raise refusal(answer, target.hop.headers, where)
         if answer.status_code == 200 and not (reason := target.validator.refuse_whole(answer, target.encoding)):
             raise SourceDenied("The server sends no ranges on this connection", where, "Set download.connections = 1")
         raise SourceChanged(reason, where, "Submit the job again")
@@ -270,7 +270,7 @@ class HttpSource:
                 raise self._changed(reason)
             if status == 429:  # the server wants fewer requests, so do not send another one
                 break
-        raise refusal(answer)
+        raise refusal(answer, hop.headers)
 
     def _check_first(self, answer: HttpResponse, hop: Hop) -> None:
         """Check the head of the first answer. Take the size and the validator from it."""
@@ -282,7 +282,7 @@ class HttpSource:
             what = "The server sent only a part of the file (status 206), though the whole file was requested"
             raise SourceUnavailable(what, hop.url.name, "Check the server, and the caches in front of it")
         if status not in (200, 203, 206):
-            raise refusal(answer)
+            raise refusal(answer, hop.headers)
         self.size = answer.length if span is None else span[2]
         self.validator = self._target = None
         ranges = "bytes" in answer.headers.get("Accept-Ranges", "").lower()
@@ -373,11 +373,14 @@ def translate_error(error: BaseException, where: str) -> WorkerError:
     return SourceUnavailable(f"{what}: {error}", where, "Check the server, and the network between")
 
 
-def refusal(answer: HttpResponse, where: str = "") -> WorkerError:
-    """Return the error for an answer without the requested bytes."""
+def refusal(answer: HttpResponse, sent: Mapping[str, str], where: str = "") -> WorkerError:
+    """Return the error for an answer without the requested bytes. *sent* are the caller's headers of the request."""
     status, where = answer.status_code, where or answer.web_url.name
     if status in (404, 410):
         return SourceNotFound(f"The server has no such object (status {status})", where, "Check the URL")
+    if status in (401, 403) and any(name.lower() == "authorization" for name in sent):
+        what = f"The server refused the user, password or token of the request (status {status})"
+        return SourceDenied(what, where, "Correct the credentials that the job names, or its header Authorization")
     if status in (401, 403, 407):
         return SourceDenied(
             f"The server refused the request (status {status})",

@@ -41,6 +41,8 @@ def translated(error: OSError, location: str) -> WorkerError:
         return StoreFull(f"The store is full: {reason}", location, MAKE_ROOM)
     if error.errno in _DENIED:
         remedy = "Give the worker's user the right to write there"
+        if error.errno == errno.EROFS:
+            remedy = "If only the worker cannot write there, add the directory to ReadWritePaths of its systemd unit"
         return StoreDenied(f"The store denies access: {reason}", location, remedy)
     if error.errno in WRONG_TYPE:
         what = f"The path has an entry of another type: {reason}"

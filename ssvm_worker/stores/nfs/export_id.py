@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 from ssvm_worker.errors import StoreAway
+from ssvm_worker.stores.ownership import give_to_owner
 
 MARKER = ".ssvm-store"
 _MAX_SIZE = 4096
@@ -38,6 +39,7 @@ def prove(root: int, remembered: Path, source: str) -> None:
     if known is None:
         fresh = remembered.with_name(f"{remembered.name}.{os.getpid()}")
         fresh.write_text(found + "\n")
+        give_to_owner(fresh)
         fresh.replace(remembered)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ssvm_worker.errors import StoreAway
+from ssvm_worker.stores.ownership import give_to_owner
 
 from .circuit_breaker import CLOSED, CircuitBreaker
 from .probe import OK, ProbeResult
@@ -77,8 +78,10 @@ class SharedExportHealth:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[ExportHealth]:
         """Lock the file while the block runs. Yield the current health."""
-        handle = os.open(self._path.with_suffix(".health-lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = self._path.with_suffix(".health-lock")
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            give_to_owner(lock, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield self.read()
         finally:
@@ -88,4 +91,5 @@ class SharedExportHealth:
         values = {**asdict(health), "usage": list(health.usage or ())}
         fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         fresh.write_text(json.dumps(values))
+        give_to_owner(fresh)
         fresh.replace(self._path)

@@ -37,6 +37,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.net.nfs_url import NFS_PORT, Export
 from ssvm_worker.stores.file.tree import translated, translating
+from ssvm_worker.stores.ownership import give_to_owner
 
 from . import command_process
 from .circuit_breaker import CLOSED
@@ -312,6 +313,8 @@ class Mounted:
         with _writable(self.paths.root):
             self.paths.point.mkdir(mode=0o500, exist_ok=True)
             self.paths.file("mounted").touch(0o600)
+            for each in (self.paths.point, self.paths.file("mounted")):
+                give_to_owner(each)
         try:
             self._mount_some_version(held)
         except Cancelled:
@@ -368,6 +371,7 @@ class Mounted:
         if self._user is None:
             with _writable(self.paths.root):
                 self.paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                give_to_owner(self.paths.root)
             limit_s = 2 * self._timeouts.mount_s
             self._user = _lock(self.paths.file("users"), fcntl.LOCK_SH, limit_s, self._check)
             self._leave = weakref.finalize(self, _leave, self._user)
@@ -431,6 +435,7 @@ def _lock(path: Path, mode: int, limit_s: float, check: Callable[[], None]) -> i
     with _writable(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        give_to_owner(path, handle)
         _wait_for(handle, mode, limit_s, check, str(path))
     except BaseException:
         os.close(handle)
@@ -459,4 +464,6 @@ def _writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"The worker cannot write to its mount directory: {error.strerror}"
-        raise ConfigError(what, str(path), "Set nfs.mount_root to a writable directory") from error
+        raise ConfigError(
+            what, str(path), "Give it to the worker's user (chown), or set nfs.mount_root to a writable directory"
+        ) from error

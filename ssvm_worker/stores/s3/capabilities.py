@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from ssvm_worker.stores.ownership import give_to_owner
+
 from .responses import SDK_ERRORS, code_of, etag_in
 
 if TYPE_CHECKING:
@@ -107,7 +109,9 @@ def _save(bucket: Bucket, found: Features) -> None:
     values = {"bucket": bucket.location, "when": time.time(), "features": dataclasses.asdict(found)}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
+        give_to_owner(path.parent)
         part.write_text(json.dumps(values) + "\n")
+        give_to_owner(part)
         part.replace(path)
 
 

@@ -54,7 +54,8 @@ _TEMPORARY = {
 #: The maximum error of a signature's time in seconds (S3's API reference, "RequestTimeTooSkewed").
 _MAX_SKEW_S = 15 * 60
 #: The server does not know the access key, or the secret key is wrong.
-_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}
+#: The last one is versitygw's, with status 404.
+_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
 _REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 # Answers. Some S3 services, and some proxies in front of them, omit fields.
@@ -178,7 +179,7 @@ def _answered(error: ClientError, location: str) -> WorkerError:
     if code == "NoSuchUpload":
         # The cause is unknown: a sweep, a lifecycle rule of the bucket, or an attempt that took over the upload.
         return StoreUnavailable("The multipart upload was ended by another process", location, "Retry")
-    if status == 404:
+    if status == 404 and code not in _KEYS:
         return ObjectNotFound("The object does not exist", location, "`ssvm list` shows the objects of a store")
     if status == 403 and (code == "RequestTimeTooSkewed" or _clock_difference(error) > _MAX_SKEW_S):
         # Not permanent: another worker's clock may be right. After a permanent error the job would not run again when

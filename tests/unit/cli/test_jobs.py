@@ -97,7 +97,7 @@ def test_missing_stores(ledger: Ledger, ssvm: Run) -> None:
     assert claim
     ledger.finish(claim, "succeeded", result={"owed": {"archive": FULL.as_dict() | {"copy_job": "copy-1"}}})
 
-    missing = "store archive: StoreFull: The store is full. `ssvm job copy-1` copies it"
+    missing = "store archive: StoreFull: The store is full. The job copy-1 copies it"
     assert f"missing    {missing}" in ssvm("job", LONG)[1]
     assert f"\nmissing: {missing}" in ssvm("job", LONG, "--follow")[1]
 

@@ -70,6 +70,18 @@ def test_init(default: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "was not changed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://host/x", "file://srv/secondary", "/srv/x", "s3://", "nfs://h/e?foo=1", "nfs:///e"]
+)
+def test_check_of_stores(default: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
+    """check names each store whose URL no job could use."""
+    default.parent.mkdir()
+    default.write_text(f'[stores.a]\nurl = "file:///srv/a"\n[stores.b]\nurl = "{url}"\n[stores.c]\nurl = "x://y"\n')
+    assert main(["config", "check"]) == 2
+    shown = capsys.readouterr().err
+    assert ("stores.a" in shown, "stores.b.url: " in shown, "stores.c.url: " in shown) == (False, True, True), shown
+
+
 def test_check_reports_all(default: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """check fails for wrong settings, and names every wrong key."""
     default.parent.mkdir()

@@ -44,7 +44,52 @@ WRONG: list[Any] = [
         "vcenters.vc.hosts: esx: 'https://esx' is not a name or address",
         id="URL of a host",
     ),
+    pytest.param(
+        {"vcenters": {"vc": {"host": "name:9", "username": "u", "password": "p"}}},
+        'vcenters.vc.host: has a port. Use the field port: host = "name" and port = 9',
+        id="host with a port",
+    ),
+    pytest.param(
+        {"vcenters": {"vc": {"host": "https://name/sdk", "username": "u", "password": "p"}}},
+        "vcenters.vc.host: must be a name or an address, without https:// and path",
+        id="URL instead of a host",
+    ),
+    *(
+        pytest.param({"broker": {"prefix": each}}, "broker.prefix: may not contain spaces", id=f"prefix {each!r}")
+        for each in ("a b", "a\n", "a\tb", "a\x00", "a\x7f", "a\u2028", "a\u200b")
+    ),
+    pytest.param(
+        {"broker": {"url": "redis://h", "url_file": "/x"}},
+        "url and url_file are both set. Remove one of them",
+        id="secret and its file",
+    ),
+    pytest.param(
+        {"stores": {"a": {"url": "s3://b", "access_key": "k"}}},
+        "stores.a: access_key and secret_key belong together",
+        id="half of a pair of keys",
+    ),
 ]
+
+
+@pytest.mark.parametrize("host", ["vc.example", "10.0.0.5", "fd00::5", "[fd00::5]"])
+def test_hosts_of_vcenters(host: str) -> None:
+    """A name and an address of either family are hosts of a vCenter."""
+    section = {"host": host, "username": "u", "password": "p"}
+    assert config.parse({"vcenters": {"vc": section}}, "x").vcenters["vc"].host == host.strip("[]")
+
+
+def test_unreadable_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The remedy for a file that another user may read is that user."""
+    file = tmp_path / "worker.toml"
+    file.touch()
+    monkeypatch.setattr(Path, "read_text", lambda _: open_denied())
+    with pytest.raises(ConfigError, match="Run the command as root, or as a user"):
+        config.load(file, {})
+
+
+def open_denied() -> str:
+    """Fail as an open without the right to read."""
+    raise PermissionError(13, "Permission denied")
 
 
 @pytest.mark.parametrize(("values", "said"), WRONG)

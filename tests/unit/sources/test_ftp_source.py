@@ -127,6 +127,17 @@ def test_line_without_an_end(ftp_server: FtpServer, command: str) -> None:
         gather(it, 1000)
 
 
+@pytest.mark.parametrize(
+    ("login", "text"), [({"username": "u", "password": "wrong"}, "Correct username and password"), ({}, "as anonymous")]
+)
+def test_wrong_password(ftp_server: FtpServer, login: dict[str, str], text: str) -> None:
+    """Wrong credentials and missing ones have different errors."""
+    ftp_server.users = {"u": "right"}
+    options = dataclasses.replace(ACCESS, **login)  # type: ignore[arg-type]
+    with pytest.raises(SourceDenied, match=f"refused the login: '530.*{text}"):
+        gather(FtpSource(ftp_server.serve("image", DATA), options, None))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("code", [b"421", b"550", b"530", b"999", b"\xff\xfe\x9b"])
 def test_words_of_the_server(ftp_server: FtpServer, command: str, code: bytes) -> None:

@@ -39,6 +39,22 @@ def test_address_refused(http_server: HttpServer) -> None:
     assert not http_server.requests
 
 
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("headers", "text"),
+    [
+        ({"authorization": "Bearer wrong"}, r"refused the user, password or token.*Correct the credentials"),
+        ({"X-Other": "1"}, r"refused the request .*Give headers or credentials"),
+    ],
+    ids=str,
+)
+def test_wrong_password(http_server: HttpServer, status: int, headers: dict[str, str], text: str) -> None:
+    """Wrong credentials and missing ones have different errors."""
+    url = http_server.serve("image", DATA, status=status)
+    with pytest.raises(SourceDenied, match=text):
+        gather(source(url, headers=headers))
+
+
 def test_redirects(http_server: HttpServer) -> None:
     """Up to five redirects are followed."""
     http_server.serve("hop5", DATA)

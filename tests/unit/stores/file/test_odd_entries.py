@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from ssvm_worker.errors import CorruptImage, ObjectNotFound, StoreDenied
 from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
+from ssvm_worker.stores.file.tree import translated
 from ssvm_worker.streaming.pipeline import put_bytes
 from tests.attempts import attempt
 from tests.contracts.store import ME, get, keys
@@ -108,6 +110,12 @@ def test_instead(store: FileStore, tmp_path: Path, odd: str) -> None:
     read = len({key.rpartition("/")[0] for key in keys(store, "template")})
     assert read > 1
     assert found.value.what.startswith(f"1 artifact is damaged, of {read} that were read")
+
+
+def test_read_only() -> None:
+    """The remedy for a read-only directory names the systemd unit, which may protect it."""
+    assert "ReadWritePaths" in translated(OSError(errno.EROFS, "x"), "a").remedy
+    assert "Give the worker's user the right" in translated(OSError(errno.EACCES, "x"), "a").remedy
 
 
 def test_directory_that_may_not_be_read(public_root: Path) -> None:

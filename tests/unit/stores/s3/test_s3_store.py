@@ -231,6 +231,7 @@ def test_nobody_listens(s3_bucket: str) -> None:
         (400, "EntityTooLarge", StoreFull),
         (507, "InsufficientStorage", StoreFull),
         (404, "NoSuchBucket", StoreDenied),
+        (404, "XAdminUserNotFound", StoreDenied),
     ],
 )
 def test_error_map(shaky: S3Store, faulty_s3: FaultyS3, status: int, code: str, kind: type[WorkerError]) -> None:
