@@ -117,7 +117,7 @@ class VCenterSimulator:
         """Create a VM. Exports return *disks* as the content of its disks, see ``sent``; *capacities* are in bytes.
 
         *modes* has one mode for each disk: persistent, independent_persistent, … or ``rdm``.
-        *more* may contain change_id (for all disks), nvram (bytes), firmware, encrypted and tpm,
+        *more* may contain change_id (for all disks), nvram (bytes), firmware, encrypted, tpm, pool (DC0_C0),
         and the obstacles ``states`` and ``levels``. See ``wanted`` in vcsim/machines.go.
         """
         change_id = more.pop("change_id", "")

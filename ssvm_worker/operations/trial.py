@@ -11,12 +11,20 @@ from typing import Any
 from ssvm_worker import __version__
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import Cancelled
+from ssvm_worker.formats.writers.vmdk import stream_optimized
 from ssvm_worker.wiring.connections import ConfiguredConnections
 
 from .finding import Finding
 
 #: The form of the report.
 _VERSION = 1
+
+
+def trial_disk() -> bytes:
+    """Return the stream of the disk that a trial imports: one grain with a text."""
+    from ssvm_worker.vmware.trial_import import DISK_SIZE  # imports pyVmomi
+
+    return b"".join(stream_optimized([(0, b"ssvm doctor --trial")], DISK_SIZE, "the trial's disk"))
 
 
 def describe_trial() -> list[Finding]:
@@ -52,7 +60,7 @@ def try_vcenter(
 
     job_id = f"trial-{secrets.token_hex(4)}%"  # the character shows whether vCenter escapes it
     with ConfiguredConnections(settings).vcenter(name, check) as session:
-        made = session.find_vm(vm).trial(job_id, tell, with_import=options.with_import)
+        made = session.find_vm(vm).trial(job_id, tell, disk=trial_disk() if options.with_import else b"")
     head = {"report": "ssvm doctor --trial", "version": _VERSION, "worker": __version__}
     findings = [_finding(each, answer) for each, answer in made.answers.items()]
     if not made.is_clean:

@@ -177,5 +177,5 @@ class Import:
 
 
 def _message(fault: Any) -> str:
-    """Return vCenter's text for a fault, or the name of the fault."""
-    return str(fault.localizedMessage or fault_name(fault.fault))
+    """Return vCenter's text for a fault, or the name of the fault. pyVmomi unwraps a LocalizedMethodFault."""
+    return str(fault.msg or fault_name(fault))

@@ -124,11 +124,9 @@ class VM:
         """
         snapshots.remove(self._connection, snapshot, limit_s or self.options.remove_hours * 3600)
 
-    def trial(
-        self, job_id: str, tell: Callable[[str], None], pause_s: float = 5.0, with_import: bool = False
-    ) -> TrialReport:
+    def trial(self, job_id: str, tell: Callable[[str], None], pause_s: float = 5.0, disk: bytes = b"") -> TrialReport:
         """Ask what only this vCenter knows. The VM must be a scratch VM. See ``Trial``."""
-        return Trial(self._connection, self._vm, job_id, pause_s, with_import).run(tell)
+        return Trial(self._connection, self._vm, job_id, pause_s, disk).run(tell)
 
     def consolidate(self, limit_s: float | None = None) -> None:
         """Consolidate the delta disks of removed snapshots, if necessary. Raises as ``remove_snapshot``."""

@@ -25,9 +25,10 @@ from .export import ExportLink, pins_of
 from .faults import API_ERRORS, BUSY
 from .inventory import config_of, read_hardware
 from .lease import has_place
-from .ovf import networks_of
-from .placement import find_vm_in
 from .preflight import PRIVILEGES, RESTORE_PRIVILEGES, SNAPSHOT_PRIVILEGES, missing_privileges
+from .trial_import import Answer, NotAskedError, TrialImport, compare_manifest
+from .trial_import import fault_class as _class
+from .trial_import import fault_of as _fault
 from .trial_stream import Download
 
 #: The name of a scratch VM begins with this, so that a typing error names no other VM.
@@ -39,11 +40,11 @@ _READY_S, _REMOVE_S, _RENEW_S = 300.0, 900.0, 20.0
 _PAUSE_S = 5.0
 #: Leases that the trial asks for besides the first one.
 _MORE_LEASES = 3
+#: Bytes of the first disk that show whether a lease still lives.
+_FIRST_BYTES = 1 << 16
 #: Shorter names, such as a number, can be a part of any answer.
 _SHORTEST = 4
 _CHANGED_AREAS = "VirtualMachine.Provisioning.DiskRandomRead"
-
-Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,18 @@ class TrialReport:
                 self.answers[name] = {"withheld": "the answer contained a name or a secret"}
 
 
-class _NotAskedError(Exception):
-    """A question cannot be asked."""
-
-
 class Trial:
     """The questions to one vCenter. The trial changes only its scratch VM, and removes its snapshot at the end."""
 
     def __init__(
-        self, connection: Connection, vm: Any, job_id: str, pause_s: float = _PAUSE_S, with_import: bool = False
+        self, connection: Connection, vm: Any, job_id: str, pause_s: float = _PAUSE_S, disk: bytes = b""
     ) -> None:
+        """Prepare. *disk* is the stream of a disk of 1 MiB that the trial may import. Without it, it creates no VM."""
         self._connection = connection
         self._vm = vm
         self._job_id = job_id
         self._pause_s = pause_s
-        self._with_import = with_import
+        self._disk = disk
         #: The server's OVF descriptor of the VM, without disks.
         self._descriptor = ""
         self._snapshot: snapshots.Snapshot | None = None
@@ -122,7 +120,7 @@ class Trial:
                 except Cancelled:
                     report.answers[question.name] = {"not_asked": "the trial was stopped"}
                     break
-                except _NotAskedError as error:
+                except NotAskedError as error:
                     report.answers[question.name] = {"not_asked": str(error)}
                 except (WorkerError, *API_ERRORS) as error:
                     report.answers[question.name] = {"failed": _fault(error)}
@@ -292,6 +290,63 @@ class Trial:
         answer = {"granted": len(granted)} | ({"fault": fault} if fault else {})
         return answer, {} if granted else {"exclusive": True}
 
+    def _ask_move(self) -> tuple[Answer, Answer]:
+        """Move the VM to another host and back. Look at the lease between."""
+        first = next(each for each in self._leased() if each.disk)
+        paths = ("runtime.host", "resourcePool", "datastore", "network", "disabledMethod")
+        host, pool, datastores, networks, disabled = self._connection.read(self._vm, *paths).values()
+        other = self._other_host(host, pool, {*(datastores or ()), *(networks or ())})
+        answer: Answer = {"disabled_methods": sorted(map(str, disabled or ()))}
+        try:
+            self._move(other, pool)
+        except (vmodl.MethodFault, WorkerError) as error:
+            fault = _fault(error)
+            return answer | {"fault": fault}, {} if fault == "NoPermission" else {"move": fault}
+        answer |= {"allowed": True, "lease_lives": False}
+        with suppress(WorkerError, *API_ERRORS):
+            self._lease.HttpNfcLeaseProgress(1)
+            read = self._download(first, {"Cookie": self._connection.cookie}, limit=_FIRST_BYTES)
+            answer["lease_lives"] = read.status == 200 and read.size > 0
+        try:
+            self._move(host, pool)
+        except (vmodl.MethodFault, WorkerError) as error:
+            answer["fault_back"] = _fault(error)
+        return answer, {"move": "lives"} if answer["lease_lives"] else {}
+
+    def _other_host(self, host: Any, pool: Any, needed: set[Any]) -> Any:
+        """Return another usable host of the VM's cluster that has all its datastores and networks."""
+        owner = self._connection.read(pool, "owner")["owner"]
+        paths = ("name", "runtime.connectionState", "runtime.inMaintenanceMode", "datastore", "network")
+        for each in self._connection.read(owner, "host")["host"] or ():
+            name, state, is_maintained, datastores, networks = self._connection.read(each, *paths).values()
+            self._private |= {name, each._moId}
+            is_fit = str(state) == "connected" and not is_maintained and needed <= {*datastores, *networks}
+            if each != host and is_fit:
+                return each
+        raise NotAskedError("no other host of the cluster has the VM's datastores and networks")
+
+    def _move(self, host: Any, pool: Any) -> None:
+        self._connection.finish(self._vm.RelocateVM_Task(vim.vm.RelocateSpec(host=host, pool=pool)), _READY_S)
+
+    def _ask_import(self) -> tuple[Answer, Answer]:
+        """Import the server's descriptor without a host, with no disk."""
+        if not self._descriptor:
+            raise NotAskedError("there is no descriptor")
+        answer, fault = self._imports().without_disk(self._descriptor)
+        is_about_drs = "no_drs" in self._switches and fault not in ("", "NoPermission")
+        return answer, {"no_drs": fault} if is_about_drs else {}
+
+    def _ask_upload(self) -> tuple[Answer, Answer]:
+        return self._imports().with_disk(self._disk, self._switches.get("manifest", ""))
+
+    def _ask_large_disk(self) -> tuple[Answer, Answer]:
+        return TrialImport(self._connection, self._vm, self._ready).large_disk()
+
+    def _imports(self) -> TrialImport:
+        if not self._disk:
+            raise NotAskedError("--with-import is not given")
+        return TrialImport(self._connection, self._vm, self._ready)
+
     def _ask_renewal(self) -> tuple[Answer, Answer]:
         self._leased()
         faults = []
@@ -307,7 +362,7 @@ class Trial:
         self._leased()
         state = str(self._connection.read(self._vm, "runtime.powerState")["runtime.powerState"])
         if state != "poweredOff":
-            raise _NotAskedError("the VM is on")
+            raise NotAskedError("the VM is on")
         try:
             self._connection.finish(self._vm.PowerOnVM_Task(None), _READY_S)
         except (vmodl.MethodFault, WorkerError) as error:
@@ -329,24 +384,8 @@ class Trial:
             switches["body_end"] = first.body_end
         if first.walk.kinds["progress"]:
             switches["progress_markers"] = "dirty" if first.walk.dirty else "clean"
-        manifest, more = self._manifest(file, first)
+        manifest, more = compare_manifest(self._lease, file.key, first.size, first.digests)
         return answer | {"manifest": manifest}, switches | more
-
-    def _manifest(self, file: Any, read: Download) -> tuple[Answer, Answer]:
-        try:
-            entries = self._lease.HttpNfcLeaseGetManifest()
-        except vmodl.MethodFault as error:
-            return {"fault": _fault(error)}, {"calls": {"HttpNfcLeaseGetManifest": _fault(error)}}
-        entry = next((each for each in entries if each.key == file.key), None)
-        if entry is None:
-            return {"entries": len(entries)}, {"manifest": "absent"}
-        algorithm = str(entry.checksumType or "sha1")
-        digest = (entry.checksum if entry.checksumType else entry.sha1) or ""
-        answer = {"algorithm": algorithm, "digest": read.digests.get(algorithm) == digest.lower()}
-        answer |= {"size": entry.size == read.size, "zero_size": not entry.size}
-        if not answer["digest"]:
-            return answer, {"manifest": "wrong"}
-        return answer, {"manifest": "zero_size"} if answer["zero_size"] else {}
 
     def _ask_again(self) -> tuple[Answer, Answer]:
         """Read the first disk again, a range of it, and every other file of the lease."""
@@ -377,36 +416,6 @@ class Trial:
             answer["still_needed"] = snapshots.needs_consolidation(self._connection, self._vm)
             switches |= {"locked": True} if answer["still_needed"] else {}
         return answer, switches
-
-    def _ask_import(self) -> tuple[Answer, Answer]:
-        """Import the VM's descriptor without its disks and without a host. Remove the new VM."""
-        if not self._with_import or not self._descriptor:
-            raise _NotAskedError("--with-import is not given" if self._descriptor else "there is no descriptor")
-        parts = ("name", "resourcePool", "parent", "datastore", "network")
-        name, pool, folder, datastores, networks = self._connection.read(self._vm, *parts).values()
-        name += "-import"
-        if find_vm_in(self._connection, folder, name):
-            raise _NotAskedError("the name of the new VM is in use")
-        mapping = [vim.OvfManager.NetworkMapping(name=each, network=networks[0])
-                   for each in (networks_of(self._descriptor) if networks else ())]  # fmt: skip
-        params = vim.OvfManager.CreateImportSpecParams(
-            locale="", deploymentOption="", entityName=name, diskProvisioning="thin", networkMapping=mapping
-        )
-        spec = self._connection.content.ovfManager.CreateImportSpec(self._descriptor, pool, datastores[0], params)
-        if spec.importSpec is None:
-            return {"rejected": [_fault(each.fault) for each in spec.error or ()]}, {}
-        try:
-            lease, _, fault = self._ready(pool.ImportVApp(spec.importSpec, folder, None))
-        except vmodl.MethodFault as error:
-            fault = _fault(error)
-            is_about_drs = "no_drs" in self._switches and fault != "NoPermission"
-            return {"fault": fault}, {"no_drs": fault} if is_about_drs else {}
-        if lease is not None:
-            lease.HttpNfcLeaseAbort()
-        answer: Answer = {"fault": fault} if fault else {"allowed": True}
-        if left := find_vm_in(self._connection, folder, name):
-            self._connection.finish(left.Destroy_Task(), _REMOVE_S)
-        return answer | {"removed_by_abort": left is None}, {}
 
     def _remove(self) -> list[str]:
         """Remove the snapshot, and return the faults of the attempts that failed because the VM was busy."""
@@ -441,12 +450,12 @@ class Trial:
 
     def _made(self) -> snapshots.Snapshot:
         if self._snapshot is None:
-            raise _NotAskedError("there is no snapshot")
+            raise NotAskedError("there is no snapshot")
         return self._snapshot
 
     def _leased(self) -> list[Any]:
         if self._info is None:
-            raise _NotAskedError("there is no lease")
+            raise NotAskedError("there is no lease")
         return list(self._info.deviceUrl)
 
     def _open_lease(self) -> tuple[Any, Any, str]:
@@ -501,16 +510,6 @@ def _file(url: Any) -> Answer:
     }
 
 
-def _fault(error: object) -> str:
-    """Return the class of a fault, or of the fault behind an error."""
-    cause = getattr(error, "__cause__", None)
-    return _class(cause if isinstance(cause, vmodl.MethodFault) else error)
-
-
-def _class(value: object) -> str:
-    return type(value).__name__.rpartition(".")[2]
-
-
 #: The questions in their order.
 QUESTIONS = (
     Question("product", "read product, version, build and license", Trial._ask_product),
@@ -525,6 +524,7 @@ QUESTIONS = (
     Question("snapshot", "make a snapshot of the VM: quiesced, or else without quiescing", Trial._ask_snapshot),
     Question("descriptor", "ask for an OVF descriptor of the snapshot", Trial._ask_descriptor),
     Question("changed_areas", "ask for the changed areas of a disk, if changed block tracking is on", Trial._ask_areas),
+    Question("large_disk", "ask if a datastore and the OVF import take a disk of 3 TiB", Trial._ask_large_disk),
     Question("import", "with --with-import: create a VM NAME-import without a host, and remove it", Trial._ask_import),
     Question("lease", "open an export lease on the snapshot", Trial._ask_lease),
     Question("checksums", "ask for SHA-256 in the lease manifest", Trial._ask_checksums),
@@ -532,6 +532,16 @@ QUESTIONS = (
     Question("renewal", "renew the lease three times", Trial._ask_renewal),
     Question("stream", "read the first disk, and compare the lease manifest", Trial._ask_stream),
     Question("again", "read the first disk again, a range of it, and the lease's other files", Trial._ask_again),
+    Question(
+        "upload",
+        "with --with-import: create a VM NAME-import, send it a disk of 1 MiB, and remove it",
+        Trial._ask_upload,
+    ),
     Question("power", "if the VM is off: switch it on during the lease, and off again", Trial._ask_power),
+    Question(
+        "move",
+        "during the lease, move the VM to another host of its cluster that has its datastores, and back",
+        Trial._ask_move,
+    ),
     Question("removal", "complete the lease, and remove the snapshot at once", Trial._ask_removal),
 )

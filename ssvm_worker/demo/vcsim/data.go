@@ -135,9 +135,10 @@ func (w *wire) Write(data []byte) (int, error) {
 		time.Sleep(time.Duration(w.spoilt.Seconds * float64(time.Second)))
 		return w.Write(data)
 	}
-	if w.spoilt.Do == "logout" {
+	if now, _ := w.world.now(); w.spoilt.Do == "logout" || (w.spoilt.Do == "migrate" && now.Move != "") {
+		event := w.spoilt.Do
 		w.spoilt.Do = ""
-		w.world.strike("logout", w.lease.vm)
+		w.world.strike(event, w.lease.vm)
 		return w.Write(data)
 	}
 	n, _ := w.pass(data[:w.spoilt.At-w.sent])

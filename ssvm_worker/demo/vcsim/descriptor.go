@@ -52,6 +52,37 @@ func (m *ovfManager) CreateDescriptor(ctx *simulator.Context, req *types.CreateD
 	return body
 }
 
+// maxDisk returns the bytes of the largest disk that a datastore can have: 62 TiB since vSphere 5.5.
+func (f *faults) maxDisk() int64 {
+	if f.MaxDisk != 0 {
+		return f.MaxDisk
+	}
+	return 62 << 40
+}
+
+// CreateImportSpec refuses a disk that is too large for the datastore. It reports the active warning.
+func (m *ovfManager) CreateImportSpec(ctx *simulator.Context, req *types.CreateImportSpec) soapFault {
+	res := m.OvfManager.CreateImportSpec(ctx, req)
+	body, ok := res.(*methods.CreateImportSpecBody)
+	if !ok || body.Res == nil {
+		return res
+	}
+	spec, ok := body.Res.Returnval.ImportSpec.(*types.VirtualMachineImportSpec)
+	if !ok {
+		return res
+	}
+	now, _ := m.world.now()
+	body.Res.Returnval.Warning = reported(now.ImportWarning)
+	for _, each := range spec.ConfigSpec.DeviceChange {
+		disk, ok := each.GetVirtualDeviceConfigSpec().Device.(*types.VirtualDisk)
+		if ok && max(disk.CapacityInBytes, disk.CapacityInKB<<10) > now.maxDisk() {
+			body.Res.Returnval.ImportSpec = nil
+			body.Res.Returnval.Error = reported("FileTooLarge")
+		}
+	}
+	return res
+}
+
 func reported(name string) []types.LocalizedMethodFault {
 	if name == "" {
 		return nil

@@ -72,8 +72,24 @@ func (w *world) unsnap(own *simulator.Context, vm types.ManagedObjectReference) 
 	own.WithLock(it, func() { own.Update(it, []types.PropertyChange{{Name: "snapshot", Val: nil}}) })
 }
 
-// migrate moves a VM to another host and ends its leases.
+// movesLeased returns the fault that refuses the move of a VM with a lease. Otherwise it ends its leases, or keeps them.
+func (w *world) movesLeased(vm types.ManagedObjectReference) types.BaseMethodFault {
+	switch now, _ := w.now(); now.Move {
+	case "":
+		w.endLeases(vm)
+		return nil
+	case "lives":
+		return nil
+	default:
+		return newFault(now.Move)
+	}
+}
+
+// migrate moves a VM to another host, unless that is refused.
 func (w *world) migrate(vm types.ManagedObjectReference) {
+	if w.movesLeased(vm) != nil {
+		return
+	}
 	it := w.registry.Get(vm).(*simulator.VirtualMachine)
 	for _, each := range w.registry.All("HostSystem") {
 		if ref := each.Reference(); ref != *it.Runtime.Host {
@@ -81,7 +97,6 @@ func (w *world) migrate(vm types.ManagedObjectReference) {
 			break
 		}
 	}
-	w.endLeases(vm)
 }
 
 // enterMaintenance puts the host of a VM into maintenance mode and ends the leases of the VM.

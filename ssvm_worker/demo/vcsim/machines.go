@@ -29,6 +29,8 @@ type wanted struct {
 	States []string `json:"states"`
 	// Network is "distributed" or "opaque" for an adapter that is not on a standard switch.
 	Network string `json:"network"`
+	// Pool is the name of its cluster or host; "" means a standalone host.
+	Pool string `json:"pool"`
 	// Levels is the length of its chain of snapshots.
 	Levels int `json:"levels"`
 	// Firmware is "bios" or "efi".
@@ -74,7 +76,11 @@ func (w *world) makeMachine(ctx context.Context, want wanted) (*made, error) {
 		return nil, err
 	}
 	finder.SetDatacenter(datacenter)
-	pools, err := finder.ResourcePoolList(ctx, "*")
+	pattern := "*"
+	if want.Pool != "" {
+		pattern = want.Pool + "/Resources"
+	}
+	pools, err := finder.ResourcePoolList(ctx, pattern)
 	if err != nil {
 		return nil, err
 	}

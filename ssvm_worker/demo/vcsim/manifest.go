@@ -46,12 +46,16 @@ func (l *checkedLease) HttpNfcLeaseSetManifestChecksumType(req *types.HttpNfcLea
 // HttpNfcLeaseGetManifest returns the checksums of the transferred files.
 func (l *checkedLease) HttpNfcLeaseGetManifest(*types.HttpNfcLeaseGetManifest) soapFault {
 	now, _ := l.world.now()
+	kind := now.Manifest
+	if l.mine.undo != nil && now.UploadManifest != "" {
+		kind = now.UploadManifest
+	}
 	l.world.mu.Lock()
 	defer l.world.mu.Unlock()
 	entries := []types.HttpNfcLeaseManifestEntry{}
 	for _, each := range l.Info.DeviceUrl {
 		sent := l.mine.sent[each.TargetId]
-		if sent == nil || now.Manifest == "absent" {
+		if sent == nil || kind == "absent" {
 			continue
 		}
 		entry := types.HttpNfcLeaseManifestEntry{
@@ -60,10 +64,10 @@ func (l *checkedLease) HttpNfcLeaseGetManifest(*types.HttpNfcLeaseGetManifest) s
 		if l.mine.chosen[each.Key] == "sha256" {
 			entry.ChecksumType, entry.Checksum = "sha256", hex.EncodeToString(sent.sha256.Sum(nil))
 		}
-		if now.Manifest == "wrong" {
+		if kind == "wrong" {
 			entry.Sha1, entry.Checksum = strings.Repeat("0", 40), strings.Repeat("0", len(entry.Checksum))
 		}
-		if now.Manifest == "zero_size" {
+		if kind == "zero_size" {
 			entry.Size = 0
 		}
 		entries = append(entries, entry)

@@ -48,6 +48,7 @@ var needs = map[string][]string{
 	"CreateDescriptor":        {"VApp.Export"},
 	"QueryChangedDiskAreas":   {"VirtualMachine.Provisioning.DiskRandomRead"},
 	"Destroy_Task":            {"VirtualMachine.Inventory.Delete"},
+	"RelocateVM_Task":         {"Resource.ColdMigrate"},
 	"ImportVApp": {
 		"VApp.Import", "Resource.AssignVMToPool", "Datastore.AllocateSpace", "Network.Assign",
 		"VirtualMachine.Inventory.Create", "VirtualMachine.Config.AddNewDisk", "VirtualMachine.Config.AddRemoveDevice",
@@ -133,6 +134,7 @@ func (w *world) nameHosts(now faults) {
 	for _, each := range w.registry.All("Datastore") {
 		store := each.(*simulator.Datastore)
 		store.Summary.Capacity = 1 << 40
+		store.Info.GetDatastoreInfo().MaxVirtualDiskCapacity = now.maxDisk()
 		store.Summary.FreeSpace = store.Summary.Capacity / 100 * percent
 	}
 	for _, each := range w.registry.All("ClusterComputeResource") {

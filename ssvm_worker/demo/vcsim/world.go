@@ -46,8 +46,12 @@ type faults struct {
 	// DescriptorError and DescriptorWarning are faults that CreateDescriptor reports.
 	DescriptorError   string `json:"descriptor_error"`
 	DescriptorWarning string `json:"descriptor_warning"`
-	// Manifest is "absent", "wrong" or "zero_size" for a faulty lease manifest.
-	Manifest string `json:"manifest"`
+	// ImportWarning is a fault that CreateImportSpec reports as a warning.
+	ImportWarning string `json:"import_warning"`
+	// Manifest is "absent", "wrong" or "zero_size" for a faulty lease manifest. UploadManifest is the same for imports, or
+	// "correct"; "" means that of exports.
+	Manifest       string `json:"manifest"`
+	UploadManifest string `json:"upload_manifest"`
 	// Consolidate makes the disks need consolidation after the removal of a snapshot.
 	Consolidate bool `json:"consolidate"`
 	// Locked lets a consolidation succeed without an effect, as with a disk that another program has attached.
@@ -56,6 +60,11 @@ type faults struct {
 	SnapshotTask string `json:"snapshot_task"`
 	// LeaseLocks refuses to switch on a VM that has a lease.
 	LeaseLocks bool `json:"lease_locks"`
+	// Move is what happens when a VM with a lease moves to another host. "" ends the lease, and "lives" keeps it.
+	// A fault refuses the move.
+	Move string `json:"move"`
+	// MaxDisk is the largest disk in bytes that a datastore can have; 0 means 62 TiB.
+	MaxDisk int64 `json:"max_disk"`
 	// Exclusive gives a VM only one lease at a time.
 	Exclusive bool `json:"exclusive"`
 	// EscapeNames escapes the special characters in names of snapshots, as vSphere does in names of other objects.
@@ -213,6 +222,11 @@ func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.
 	}
 	if now, _ := w.now(); now.LeaseLocks && method.Name == "PowerOnVM_Task" && w.isLeased(method.This) {
 		return nil, new(types.InvalidState)
+	}
+	if method.Name == "RelocateVM_Task" && w.isLeased(method.This) {
+		if fault := w.movesLeased(method.This); fault != nil {
+			return nil, fault
+		}
 	}
 	w.stepInto(ctx, method)
 	if method.This.Type == "HttpNfcLease" {

@@ -13,7 +13,8 @@ import pytest
 from ssvm_worker.cli import main
 from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator
 from ssvm_worker.errors import Cancelled, SourceNotFound
-from ssvm_worker.units import MiB
+from ssvm_worker.operations.trial import trial_disk
+from ssvm_worker.units import MiB, TiB
 from ssvm_worker.vmware.session import VCenterSession
 from ssvm_worker.vmware.trial import QUESTIONS, TrialReport
 from tests.images import stream_optimized
@@ -31,13 +32,19 @@ VCENTERS: dict[str, tuple[dict[str, Any], bool]] = {
         {"host_certificate": "chain", "host_thumbprint": "own", "certificate": "own"}
         | {"lacks": ["Datastore.AllocateSpace"]}
         | {"quiesce_task": "GenericVmConfigFault", "consolidate": True, "manifest": "absent"}
-        | {"body_end": "no_last_chunk_cut", "progress_markers": "clean"},
+        | {"body_end": "no_last_chunk_cut", "progress_markers": "clean", "move": "InvalidState", "max_disk": 2 * TiB},
         False,
     ),
     "old": (
         {"manifest": "zero_size", "consolidate": True, "locked": True, "body_end": "close"}
         | {"descriptor_error": "OvfUnsupportedDeviceExport", "descriptor_warning": "OvfUnsupportedDeviceExport"}
-        | {"calls": {"HttpNfcLeaseSetManifestChecksumType": "NotSupported"}},
+        | {"calls": {"HttpNfcLeaseSetManifestChecksumType": "NotSupported"}}
+        | {
+            "import_warning": "OvfUnsupportedDeviceExport",
+            "move": "lives",
+            "upload_manifest": "correct",
+            "put": {"do": "late", "seconds": 1.0},
+        },
         True,
     ),
     "no snapshot": ({"snapshot_task": "NotSupported"}, False),
@@ -46,9 +53,9 @@ VCENTERS: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 def scratch(vcenter: VCenterSimulator) -> SimulatedMachine:
-    """Return a scratch VM with two disks."""
+    """Return a scratch VM with two disks, in a cluster."""
     streams = [stream_optimized(b"disk".rjust(MiB, b"\0"))] * 2
-    return vcenter.add_vm(f"ssvm-trial-{next(_numbers)}", streams, [MiB, MiB])
+    return vcenter.add_vm(f"ssvm-trial-{next(_numbers)}", streams, [MiB, MiB], pool="DC0_C0")
 
 
 def tried(vcenter: VCenterSimulator, machine: SimulatedMachine, is_on: bool = False) -> TrialReport:
@@ -57,7 +64,7 @@ def tried(vcenter: VCenterSimulator, machine: SimulatedMachine, is_on: bool = Fa
         vm = session.find_vm(machine.id)
         if is_on:
             vm._connection.finish(vm._vm.PowerOnVM_Task(), 60)
-        return vm.trial("trial-1%", lambda _: None, pause_s=0, with_import=True)
+        return vm.trial("trial-1%", lambda _: None, pause_s=0, disk=trial_disk())
 
 
 @pytest.mark.parametrize("kind", VCENTERS)
@@ -101,12 +108,56 @@ def test_secrets(vcenter: VCenterSimulator, secret: str) -> None:
 def test_import(vcenter: VCenterSimulator) -> None:
     """The import without a host creates a VM and removes it, and never happens without its option."""
     machine = scratch(vcenter)
-    assert tried(vcenter, machine).answers["import"] == {"allowed": True, "removed_by_abort": True}
+    made = tried(vcenter, machine).answers
+    assert made["import"] == {"allowed": True, "removed_by_abort": True}
+    assert made["upload"] == {
+        "creates": False,
+        "confirmed_after_s": made["upload"]["confirmed_after_s"],
+        "warnings": [],
+        "manifest": {"algorithm": "sha256", "digest": True, "size": True, "zero_size": False},
+        "removed_by_abort": True,
+    }
     with VCenterSession(address_of(vcenter)) as session:
         answers = session.find_vm(machine.id).trial("trial-3", lambda _: None).answers
         with pytest.raises(SourceNotFound):
             session.find_vm(f"{machine.path}-import")
-    assert answers["import"] == {"not_asked": "--with-import is not given"}
+    assert answers["import"] == answers["upload"] == {"not_asked": "--with-import is not given"}
+
+
+@pytest.mark.parametrize(
+    ("switches", "answer"),
+    [
+        ({}, {"allowed": True, "lease_lives": False}),
+        ({"move": "lives"}, {"allowed": True, "lease_lives": True}),
+        ({"move": "TaskInProgress"}, {"fault": "TaskInProgress"}),
+        ({"lacks": ["Resource.ColdMigrate"]}, {"fault": "NoPermission"}),
+    ],
+)
+def test_move(vcenter: VCenterSimulator, switches: dict[str, Any], answer: dict[str, Any]) -> None:
+    """The trial finds out whether a VM can move during a lease, and whether the lease then lives."""
+    machine = scratch(vcenter)
+    with VCenterSession(address_of(vcenter)) as session:
+        before = session.find_vm(machine.id).host()
+        with vcenter.behaving_like({"switches": switches}):
+            report = tried(vcenter, machine)
+        assert session.find_vm(machine.id).host() == before
+    assert report.answers["move"] == {"disabled_methods": []} | answer
+    assert report.switches.get("move") == switches.get("move")
+    assert report.is_clean
+
+
+@pytest.mark.parametrize("largest", [2 * TiB, 62 * TiB])
+def test_large_disk(vcenter: VCenterSimulator, largest: int) -> None:
+    """The trial finds out whether disks above 2 TiB can be imported, and creates no VM for it."""
+    with vcenter.behaving_like({"switches": {"max_disk": largest}}):
+        with VCenterSession(address_of(vcenter)) as session:
+            made = vcenter.state()["calls"].get("ImportVApp", 0)
+            report = session.find_vm(scratch(vcenter).id).trial("trial-4", lambda _: None, pause_s=0)
+        assert vcenter.state()["calls"].get("ImportVApp", 0) == made
+    is_enough = largest > 3 * TiB
+    errors = [] if is_enough else ["FileTooLarge"]
+    assert report.answers["large_disk"] == {"largest": largest, "accepted": is_enough, "errors": errors}
+    assert report.switches.get("max_disk") == (None if is_enough else largest)
 
 
 def settings(vcenter: VCenterSimulator, directory: Path) -> str:

@@ -31,6 +31,19 @@ def test_survived(bench: Bench, vm: TestVM, what: str) -> None:
     assert_whole(bench.archive, *vm.streams)
 
 
+@pytest.mark.parametrize("move", ["lives", "InvalidState"])
+def test_moved_or_refused(bench: Bench, vm: TestVM, move: str) -> None:
+    """If the lease survives a move of the VM, or vSphere refuses the move, the disk is not fetched again."""
+    before = bench.fetches("disk-1.vmdk")
+    with bench.session(vm) as session:
+        host = session.host()
+        bench.vcenter.fault(move=move, get={"file": "disk-1.vmdk", "do": "migrate", "at": 300_000, "times": 1})
+        bench.run(vm)
+        assert (session.host() != host) is (move == "lives")
+    assert bench.fetches("disk-1.vmdk") == before + bench.leases
+    assert_whole(bench.primary, *vm.streams)
+
+
 def test_session_ends_behind_the_last_disk(bench: Bench, vm: TestVM) -> None:
     """A session that ended during the last disk is opened again to get the server's descriptor."""
     bench.options = FAST.model_copy(update={"parallel_disks": 1})

@@ -31,6 +31,7 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.formats.extents import vmdk_extents
+from ssvm_worker.formats.writers import vmdk as writers
 from ssvm_worker.formats.writers.raw import raw as to_raw
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
@@ -40,7 +41,7 @@ from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Owner, Store
 from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
-from ssvm_worker.units import KiB, MiB
+from ssvm_worker.units import KiB, MiB, TiB
 from ssvm_worker.vmware.preflight import RESTORE_PRIVILEGES
 from ssvm_worker.vmware.session import VCenterSession
 from tests.attempts import attempt_with
@@ -48,6 +49,7 @@ from tests.backup_bench import Bench
 from tests.backups import BACKUP, content, store_backup
 from tests.documents import check_document
 from tests.faults import store_corrupting
+from tests.images import GRAIN
 from tests.servers.s3 import S3Server
 from tests.servers.vcenter import TestVM, address_of, doors, make_vm, profile
 from tests.waiting import PATIENCE_S
@@ -246,6 +248,44 @@ def test_privilege_that_nobody_may_query(restores: Restores, privilege: str) -> 
     error = restores.fail()
     assert isinstance(error, SourceDenied)
     assert privilege in error.remedy
+
+
+def test_refused_deletion(restores: Restores) -> None:
+    """If vCenter refuses to delete the VM of an earlier attempt, the error names the privilege, and the VM stays."""
+    made = restore.run(asked(), restores.attempt())
+    restores.vcenter.fault(
+        lacks=["VirtualMachine.Inventory.Delete"], calls={"HasUserPrivilegeOnEntities": "NoPermission"}
+    )
+    with pytest.raises(SourceDenied) as caught:
+        restore.run(asked(), restores.attempt(number=2))
+    assert "VirtualMachine.Inventory.Delete" in caught.value.remedy
+    assert restores.find() == made["vm"]
+
+
+def test_import_warning(restores: Restores) -> None:
+    """A warning of vCenter about the descriptor is in the result."""
+    restores.vcenter.fault(import_warning="OvfUnsupportedDeviceExport")
+    assert "OvfUnsupportedDeviceExport" in restore.run(asked(), restores.attempt())["warnings"]
+
+
+@pytest.mark.parametrize("largest", [2 * TiB, 62 * TiB])
+def test_large_disk(restores: Restores, bench: Bench, largest: int) -> None:
+    """A disk of 3 TiB is restored if vCenter takes it; otherwise the error has vCenter's reason, and no VM is made."""
+    stream = b"".join(writers.stream_optimized([(2 * TiB + GRAIN, b"data")], 3 * TiB, "disk"))
+    machine = restores.vcenter.add_vm(f"large{PLACE['name']}", [stream], [3 * TiB])
+    restores.vcenter.fault()  # the simulator counts 3 TiB of its datastore as used, until it sets the space again
+    bench.run(TestVM(machine, [], [stream]))
+    restores.store = bench.primary
+    restores.vcenter.fault(max_disk=largest)
+    if largest < 3 * TiB:
+        error = restores.fail()
+        assert isinstance(error, InvalidRequest)
+        assert "FileTooLarge" in error.what
+        return
+    made = restore.run(asked(), restores.attempt())
+    with VCenterSession(address_of(restores.vcenter)) as session:
+        (disk,) = session.find_vm(made["vm"]).hardware().disks
+    assert disk.capacity == 3 * TiB
 
 
 def test_name_is_taken(restores: Restores, vm: TestVM) -> None:
