@@ -47,7 +47,7 @@ class Watched(LocalSlots):
             self.now -= 1
 
 
-@pytest.mark.plain_vcenter
+@pytest.mark.plain_vcenter  # a vCenter may give a VM one lease
 def test_at_once(bench: Bench) -> None:
     """Disks are fetched in parallel: the second one's bytes arrive while the first one is blocked."""
     vm = make_vm(bench.vcenter, 128 * KiB, 128 * KiB, 128 * KiB)

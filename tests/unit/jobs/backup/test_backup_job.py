@@ -149,7 +149,6 @@ def test_disks_outside_snapshots_left_out(bench: Bench) -> None:
     assert_whole(bench.primary, vm.streams[0])
 
 
-@pytest.mark.plain_vcenter
 def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
     """A user's snapshot, by id or name, is used and never removed."""
     with VCenterSession(address_of(bench.vcenter)) as session:
@@ -161,7 +160,9 @@ def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
             assert_whole(bench.primary, *vm.streams)
         bench.vcenter.fault(calls={"ExportSnapshot": "NoPermission"})
         bench.fail(vm, snapshot=snapshot.moref, disks=["scsi0:0"])
-        assert theirs.own_snapshot("theirs") == snapshot
+        left = theirs.own_snapshot("theirs")
+        assert left
+        assert left.moref == snapshot.moref
         theirs.remove_snapshot(snapshot)
 
 
@@ -190,7 +191,7 @@ def test_removal_after_a_failure(bench: Bench, vm: TestVM) -> None:
     assert not bench.left()
 
 
-@pytest.mark.plain_vcenter
+@pytest.mark.plain_vcenter  # a vCenter may not quiesce
 def test_not_quiesced(bench: Bench, vm: TestVM) -> None:
     """If a guest cannot be quiesced, the backup is crash-consistent, and the result says so."""
     assert bench.run(vm)["quiesced"] is True

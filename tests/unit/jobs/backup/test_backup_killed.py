@@ -87,7 +87,7 @@ def assert_nothing_stray(bench: Bench, vm: TestVM) -> None:
     assert [each.key for each in bench.primary.list("snapshots/acme/vol1/_packs")] == sorted(needed)
 
 
-@pytest.mark.plain_vcenter
+@pytest.mark.plain_vcenter  # it counts the fetches
 @pytest.mark.parametrize("mode", ["full", "incremental"])
 @pytest.mark.parametrize(("name", "expected"), list(zip(STAGES, FETCHES, strict=True)))
 def test_killed(bench: Bench, vm: TestVM, tmp_path: Path, name: str, expected: tuple[int, int, int], mode: str) -> None:
