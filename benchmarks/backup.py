@@ -11,7 +11,7 @@ from pathlib import Path
 from .contest import Contender, Parts, Row, contest, left_out
 from .download import taker, tls_s
 from .parts import hash_s, start_s, write_s
-from .stored import BUCKET, SLOW, AnyS3, fresh, servers
+from .stored import BUCKET, SLOW, AnyS3, fresh, join_s, servers
 from .upload import s5cmd
 from .vcenter import SNAPSHOT, Lab, has_go, lab
 from .workers import own_sides, warm_worker
@@ -63,7 +63,6 @@ def _disk_of(vcenter: Lab) -> Callable[[], int]:
 def _with_s3(vcenter: Lab, runs: int, parts: Parts) -> list[Row]:
     """Let each side export to a directory and S3. The store signs its parts with one more SHA-256 of the bytes."""
     needed = {**parts.seconds, "SHA-256 of the parts": parts.seconds["SHA-256"]}
-    parts = Parts(needed, parts.start, one_connection=False)
     program = s5cmd()
     if not program:
         return [left_out("backup to a directory and S3", "s5cmd is not installed")]
@@ -74,10 +73,12 @@ def _with_s3(vcenter: Lab, runs: int, parts: Parts) -> list[Row]:
             f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n'
         )
         config, fields, made = job(vcenter, settings, "archive")
-        both = partial(_smaller, made, server)
+        both, folder = partial(_smaller, made, server), vcenter.root / "server"
+        join = join_s(server, folder, vcenter.sent)
+        parts = Parts(needed, parts.start, one_connection=False, join=join)
         with warm_worker(config) as worker:
             sides = [*own_sides(config, worker, "backup", fields, both), _then_s5cmd(vcenter, server, program)]
-            new = partial(fresh, server, vcenter.root / "server")
+            new = partial(fresh, server, folder)
             # SeaweedFS takes three times as long as all clients together.
             times = 1 if name == SLOW else runs
             title = f"backup to a directory and {name}"

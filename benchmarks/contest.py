@@ -90,19 +90,22 @@ class Parts:
     start: float
     #: Whether the server handles one connection, and so uses one core.
     one_connection: bool = True
+    #: Wall seconds in which all others wait for an S3 server, which joins the parts of an upload.
+    join: float = 0.0
 
     def bounds(self, served: float) -> dict[str, float]:
         """Return the shortest wall time of our two sides: all cores are always busy, or one part takes as long."""
         parts = [*self.seconds.values(), served]
         longest = max(parts if self.one_connection else self.seconds.values())
-        warm = max(longest, sum(parts) / len(os.sched_getaffinity(0)))
+        warm = max(longest, (sum(parts) - self.join) / len(os.sched_getaffinity(0)) + self.join)
         return {OURS: warm + self.start, WARM: warm}
 
     def row(self, bench: str, served: float) -> Row:
         """Return the row that shows how the bounds were computed."""
         shown = [f"{name} {seconds:.2f} s" for name, seconds in {**self.seconds, "server": served}.items()]
         bounds = self.bounds(served)
-        text = f"CPU time: {', '.join(shown)}; start {self.start:.2f} s"
+        joined = f"; all wait for the server's join {self.join:.2f} s" if self.join else ""
+        text = f"CPU time: {', '.join(shown)}{joined}; start {self.start:.2f} s"
         return Row(f"{bench}, bound of the parts", f"{bounds[WARM]:.2f} s, cold {bounds[OURS]:.2f} s", text, "", "", "")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ssvm_worker.demo.go_program import find_go
 from ssvm_worker.demo.s3 import find_weed
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.interfaces import Owner
+from ssvm_worker.units import MiB
 from tests.servers.s3 import S3Server
 from tests.servers.versity import VersityS3
 
@@ -50,3 +53,18 @@ def fresh(server: AnyS3, folder: Path) -> Iterator[None]:
     with server:
         server.make_bucket(BUCKET)
         yield
+
+
+def join_s(server: AnyS3, folder: Path, size: int) -> float:
+    """Return the wall seconds in which a new server joins the parts of an upload. Its client has no other work then."""
+    name, piece = {"Bucket": BUCKET, "Key": "joined"}, os.urandom(64 * MiB)
+    with fresh(server, folder):
+        client = server.client()
+        upload = {**name, "UploadId": client.create_multipart_upload(**name)["UploadId"]}
+        parts = [
+            {"PartNumber": number, "ETag": client.upload_part(**upload, PartNumber=number, Body=piece)["ETag"]}
+            for number in range(1, -(-size // len(piece)) + 1)
+        ]
+        started = time.perf_counter()
+        client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        return time.perf_counter() - started

@@ -12,7 +12,7 @@ from ssvm_worker.artifacts.layout import Artifact
 
 from .contest import Contender, Parts, Row, contest, left_out
 from .parts import hash_s, read_s, start_s
-from .stored import BUCKET, OBJECT, AnyS3, fresh, servers, store
+from .stored import BUCKET, OBJECT, AnyS3, fresh, join_s, servers, store
 from .workers import own_sides, warm_worker
 
 _BIN = Path(sys.executable).parent
@@ -34,9 +34,11 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     peers = {"s5cmd": s5cmd(), "rclone": rclone if (rclone := _BIN / "rclone").exists() else None}
     rows = []
     needed = {"SHA-256 of the object and of its parts": 2 * hash_s(size), "read": read_s(source)}
-    parts = Parts(needed, start_s("boto3", "pydantic"), one_connection=False)
+    start = start_s("boto3", "pydantic")
     for name, server in servers(scratch).items():
         config = _config(scratch, server)
+        join = join_s(server, scratch / "server", size)
+        parts = Parts(needed, start, one_connection=False, join=join)
         fields = {"key": _ARTIFACT.key(OBJECT), "url": f"s3://{BUCKET}/ours", "credentials": "s3"}
         with warm_worker(config) as worker:
             own = own_sides(config, worker, "upload", fields, _size(server, "ours"))

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha1"
+	"crypto/sha256"
 	"crypto/tls"
 	"net/http"
 	"strings"
@@ -45,7 +47,8 @@ func (w *world) serveData(rw http.ResponseWriter, r *http.Request) {
 		w.gets[number].Bytes = wire.sent
 		w.mu.Unlock()
 	}()
-	wire.sums = w.summing(mine, file)
+	stored, _ := w.placeOf(mine.vm, file)
+	wire.sums = w.summing(mine, file, stored)
 	if vm, found := strings.CutSuffix(file, ".nvram"); found {
 		_, _ = wire.Write(w.nvramOf(vm))
 		return
@@ -97,11 +100,11 @@ func (w *world) begin(id, file string, cookie bool) (*lease, getFault, <-chan st
 	return mine, spoilt, w.healed, len(w.gets) - 1
 }
 
-// summing resets the checksums of a file and returns them.
-func (w *world) summing(mine *lease, file string) *sums {
+// summing resets the checksums of a file and returns them. See sums for stored.
+func (w *world) summing(mine *lease, file, stored string) *sums {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	mine.sent[file] = newSums()
+	mine.sent[file] = &sums{sha1: sha1.New(), sha256: sha256.New(), stored: stored}
 	return mine.sent[file]
 }
 
@@ -149,8 +152,6 @@ func (w *wire) Write(data []byte) (int, error) {
 func (w *wire) pass(data []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(data)
 	w.sent += int64(n)
-	w.world.mu.Lock()
-	defer w.world.mu.Unlock()
 	w.sums.add(data[:n])
 	return n, err
 }

