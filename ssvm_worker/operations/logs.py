@@ -98,7 +98,7 @@ class Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return one line. The text of a server may contain line breaks, followed by a forged line."""
-        return printable(super().formatMessage(record))
+        return printable(super().formatMessage(record).rstrip())  # some of Celery's lines end in line breaks
 
     def formatException(self, ei: Any) -> str:
         """Indent the traceback, so that a line of an error's text does not look like a line of the log."""
@@ -133,7 +133,7 @@ def _fields(record: logging.LogRecord, formatter: logging.Formatter) -> dict[str
         "attempt": attempt,
         "process": record.processName,
         "thread": record.threadName,
-        "message": record.getMessage(),
+        "message": record.getMessage().rstrip(),
     }
     if record.exc_info:
         found["exception"] = formatter.formatException(record.exc_info)

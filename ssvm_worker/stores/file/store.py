@@ -35,6 +35,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.stores.sorted_listing import check_prefix, is_key, passes
 from ssvm_worker.streaming.interfaces import CHUNK, Owner, Store, StoredObject, StoreUsage
+from ssvm_worker.units import human_size
 
 from .part_file import FileSink, ObjectPath, PartName, begin, job_in_name
 from .tree import MAKE_ROOM, WRONG_TYPE, DirectoryTree, TreeFile, translated, translating
@@ -204,7 +205,7 @@ class FileStore:
     def _check_room(self, location: str, size: int) -> None:
         free = self.usage().free or 0
         if size > free:
-            what = f"The store is full: {size} bytes do not fit into {free} free bytes"
+            what = f"The store is full: {human_size(size)} do not fit into {human_size(free)} of free space"
             raise StoreFull(what, location, MAKE_ROOM)
 
     def _remove(self, path: tuple[str, ...]) -> bool:

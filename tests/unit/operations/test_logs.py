@@ -55,13 +55,22 @@ def test_json() -> None:
     assert text.getvalue().count("\n") == 1
 
 
+@pytest.mark.parametrize("form", ["text", "json", "keyvalue"])
+def test_line_breaks_at_the_end(form: str) -> None:
+    """The line breaks at the end of some of Celery's messages are not shown."""
+    with logged(format=form) as text:
+        LOGGER.warning("received task\n\n")
+    assert "received task" in text.getvalue()
+    assert "\\" not in text.getvalue()
+
+
 def test_keyvalue() -> None:
     """A line is key=value, and values with blanks, quotes or line breaks are quoted."""
     with logged(format="keyvalue") as text, logs.about("j1"):
-        LOGGER.info('said "%s"\n', "it")
+        LOGGER.info('"%s"\nis said', "it")
     [line] = text.getvalue().splitlines()
     assert " level=info logger=ssvm.test job_id=j1 " in line
-    assert line.endswith(r'message="said \"it\"\n"')
+    assert line.endswith(r'message="\"it\"\nis said"')
 
 
 @pytest.mark.parametrize("form", ["json", "keyvalue"])
