@@ -42,5 +42,5 @@ def reap(_task: Any) -> dict[str, Any]:
     with open_ledger(settings) as ledger:
         # The real interval: if rounds are further apart than stated, the ledger assumes an outage.
         found = ledger.reap(_EVERY_S, settings.retry.max_attempts, queue_checker(settings))
-        rung = [record.job_id for record in found if send_wakeup(settings, record)]
-    return {"rung": rung}
+        woken = [record.job_id for record in found if send_wakeup(settings, record)]
+    return {"woken": woken}

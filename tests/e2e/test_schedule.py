@@ -77,5 +77,5 @@ def test_all_at_once(site: Site, start: Start, http_server: HttpServer) -> None:
 
     assert (record.state, len(record.attempts)) == ("succeeded", 2), record.error
     assert (site.store / "template/tmpl/1/t1/t1.raw").read_bytes() == DATA
-    site.until(lambda: all(b"rung" in each.read_bytes() for each in cron), "every cron job has ended")
+    site.until(lambda: all(b"woken" in each.read_bytes() for each in cron), "every cron job has ended")
     assert not any(b"Traceback" in each.read_bytes() for each in (*cron, *cleanup, *logs))

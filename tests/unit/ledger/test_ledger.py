@@ -42,8 +42,8 @@ def reap(ledger: Ledger, max_attempts: int = 5) -> list[str]:
     """Run the reaper until live workers have had time to renew, and once more."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if rung := ledger.reap(0.001, max_attempts):
-            return [each.job_id for each in rung]
+        if woken := ledger.reap(0.001, max_attempts):
+            return [each.job_id for each in woken]
         if not ledger.counts()["running"]:
             break
     return []

@@ -142,11 +142,11 @@ def test_one_record_stops_nothing(broker: Broker, ssvm: Callable[..., str], dama
         ledger.reap(0.01, 5)  # the first round spares running jobs
         damage(client, f"{key}odd")
         damage(client, f"{key}odd-later")
-        rung: set[str] = set()
+        woken: set[str] = set()
 
         def good_ones() -> bool:
-            rung.update(each.job_id for each in ledger.reap(0.01, 5))
-            return {"good", "good-later"} <= rung
+            woken.update(each.job_id for each in ledger.reap(0.01, 5))
+            return {"good", "good-later"} <= woken
 
         until(good_ones, "the reaper queues the good jobs again")
         claimed = [ledger.claim_next("z", "download", "w") for _ in range(4)]

@@ -76,8 +76,8 @@ def test_delay_is_over(ledger: Ledger, broker: Broker) -> None:
     ledger.release(claim, BUG, delay_s=0.05)
     with broker.client() as client:
         client.lpush(broker.prefix + queue_name("z", "download"), "a message")
-    rung: list[str] = []
-    until(lambda: bool(rung.extend(each.job_id for each in ledger.reap(0.001, 5)) or rung), "it is rung")
+    woken: list[str] = []
+    until(lambda: bool(woken.extend(each.job_id for each in ledger.reap(0.001, 5)) or woken), "it is woken")
     assert ledger.claim("j1", "w")
 
 
@@ -287,8 +287,8 @@ def test_clock_is_set(tmp_path: Path, before: int, after: int) -> None:
         ledger.release(claim, BUG, delay_s=0.05)
         ledger.reap(0.001, 5)
         clock.jump(after * 3600)
-        rung: set[str] = set()
-        until(lambda: bool(rung.update(each.job_id for each in ledger.reap(0.001, 5)) or len(rung) == 2), "all is rung")
+        woken: set[str] = set()
+        until(lambda: bool(woken.update(each.job_id for each in ledger.reap(0.001, 5)) or len(woken) == 2), "all is woken")
         assert not ledger.sparing()
         assert ledger.claim("dead", "w")
         assert ledger.claim("waits", "w")
