@@ -288,7 +288,7 @@ def test_clock_is_set(tmp_path: Path, before: int, after: int) -> None:
         ledger.reap(0.001, 5)
         clock.jump(after * 3600)
         woken: set[str] = set()
-        until(lambda: bool(woken.update(each.job_id for each in ledger.reap(0.001, 5)) or len(woken) == 2), "all is woken")
+        until(lambda: bool(woken.update(each.job_id for each in ledger.reap(0.001, 5)) or len(woken) == 2), "both are")
         assert not ledger.sparing()
         assert ledger.claim("dead", "w")
         assert ledger.claim("waits", "w")
