@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests import images
 from tests.nfs.server import Server
@@ -19,7 +22,13 @@ IMAGE = images.mbr(6 << 20)
 CHECKSUM = f"sha256:{hashlib.sha256(IMAGE).hexdigest()}"
 
 
-def test_hung_server(make_site: Callable[..., Site], server: Server, http_server: HttpServer, tmp_path: Path) -> None:
+def test_hung_server(
+    make_site: Callable[..., Site],
+    server: Server,
+    http_server: HttpServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A job that hangs in its store is freed and waits uncounted, others continue, and all complete."""
     export, other = server.export("worker"), tmp_path / "other"
     other.mkdir()
@@ -42,6 +51,8 @@ def test_hung_server(make_site: Callable[..., Site], server: Server, http_server
     record = site.wait(stuck, "queued")
     assert record.tries == 0
     assert (record.attempts[0].error or {})["error"] == "StoreAway"
+    cause = _answers_of_an_operator(site, stuck, capsys)
+    assert ["no answer within" in each for each in cause] == [True, True], cause
     free = site.submit("download", url=http_server.serve("fast", IMAGE), id="free", stores=["other"], **asked)
     assert site.wait(free).state == "succeeded"
     assert (other / "template/tmpl/1/free/free.raw").read_bytes() == IMAGE
@@ -57,6 +68,18 @@ def test_hung_server(make_site: Callable[..., Site], server: Server, http_server
 
     worker.terminate()
     assert mounted(export) == [], "the worker had mounted it"
+
+
+def _answers_of_an_operator(site: Site, job_id: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Return what ``ssvm job`` says about the job, and ``ssvm doctor`` about its store."""
+    from ssvm_worker.cli import main  # seconds, in a VM
+
+    capsys.readouterr()
+    main(["job", job_id, "--config", str(site.file)])
+    job = capsys.readouterr().out
+    main(["doctor", "--json", "--config", str(site.file)])
+    doctor = [each for each in json.loads(capsys.readouterr().out) if each["check"] == "store primary"]
+    return job, json.dumps(doctor)
 
 
 def _bytes(site: Site, job_id: str) -> int:
