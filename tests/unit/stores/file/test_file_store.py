@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
 import stat
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.file.tree import translated
 from ssvm_worker.streaming.interfaces import CHUNK, Owner
 from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
+from ssvm_worker.units import human_size
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import BIG, ME, fill, get, keys, put
 from tests.neighbours import open_handles
@@ -230,7 +232,7 @@ def test_size_hint_beyond_the_free_space(store: FileStore, tmp_path: Path) -> No
     """An object that cannot fit is refused before its first byte, with both sizes."""
     usage = store.usage()
     assert usage.free is not None
-    with pytest.raises(StoreFull, match=str(usage.free * 2)) as refused:
+    with pytest.raises(StoreFull, match=re.escape(human_size(usage.free * 2))) as refused:
         store.writer("a/object", usage.free * 2, owner=ME)
     assert "free" in str(refused.value)
     assert names(tmp_path) == []
