@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -295,35 +295,27 @@ def test_many_failed_jobs(tmp_path: Path) -> None:
         "New": "_x60 4x4 6x95", "Known": "_x10 10x50 16x99", "Few": "_x10 10x50 15x99", "NewFew": "_x60 5x99",
         "Old": "_x10 50x149",
     }  # fmt: skip
-    labels = 'state="failed",job="download",lane="download",zone="z"'
-    firing = 'ALERTS{alertname="SsvmJobsFail",alertstate="firing"}'
     expected = {"35m": [], "62m": ["Known"], "70m": ["Known", "New"], "120m": []}
-    test = {
-        "interval": "1m",
-        "input_series": [
-            {"series": "ssvm_up", "values": "_x10 1x149"},
-            *({"series": f'ssvm_jobs_ended_total{{error="{error}",{labels}}}', "values": values}
-              for error, values in series.items()),
-        ],
-        "promql_expr_test": [
-            {"expr": f"count by (error) ({firing})", "eval_time": at,
-             "exp_samples": [{"labels": f'{{error="{error}"}}', "value": 1} for error in errors]}
-            for at, errors in expected.items()
-        ],
-    }  # fmt: skip
-    run_promtool(test, tmp_path)
+    run_failures(tmp_path, "SsvmJobsFail", "_x10 1x149", series, expected)
 
 
 def test_one_failed_job(tmp_path: Path) -> None:
     """One failed job fires an alert for an hour, also the first of its class, but not an older one."""
     series = {"StoreFull": "3x20 4x180", "ChecksumMismatch": "_x80 1x120", "SourceDenied": "5x200"}
-    labels = 'state="failed",job="download",lane="download",zone="z"'
-    firing = 'ALERTS{alertname="SsvmJobFailed",alertstate="firing"}'
     expected = {"10m": [], "40m": ["StoreFull"], "100m": ["ChecksumMismatch"], "190m": []}
+    run_failures(tmp_path, "SsvmJobFailed", "1x200", series, expected)
+
+
+def run_failures(
+    tmp_path: Path, alert: str, up: str, series: Mapping[str, str], expected: Mapping[str, Sequence[str]]
+) -> None:
+    """Check when an alert fires. *series* has the number of failed jobs for each class, and *expected* the classes."""
+    labels = 'state="failed",job="download",lane="download",zone="z"'
+    firing = f'ALERTS{{alertname="{alert}",alertstate="firing"}}'
     test = {
         "interval": "1m",
         "input_series": [
-            {"series": "ssvm_up", "values": "1x200"},
+            {"series": "ssvm_up", "values": up},
             *({"series": f'ssvm_jobs_ended_total{{error="{error}",{labels}}}', "values": values}
               for error, values in series.items()),
         ],
