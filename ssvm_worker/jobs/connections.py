@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ssvm_worker.artifacts.checksums import Digest
-from ssvm_worker.streaming.interfaces import Check, Owner, Sink, Source
+from ssvm_worker.streaming.interfaces import CHUNK, Check, Owner, Sink, Source
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class SourceRequest:
     checksum: Digest | None = None
     #: The version that an earlier attempt has read: ``RemoteSource.validator`` as a dict.
     validator: dict[str, Any] | None = None
+    #: The largest chunk in bytes that suits all stores (``Store.chunk_size``).
+    chunk_size: int = CHUNK
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class StoreSet:
     ) -> None:
         self.stores = stores
         self.primary = next(iter(stores.values()))
+        #: The largest chunk in bytes that suits all stores.
+        self.chunk_size = min(store.chunk_size for store in stores.values())
         #: The failed stores, with their errors.
         self.owed: dict[str, WorkerError] = {}
         self._attempt = attempt

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
 from ssvm_worker.net.http import HttpOptions
-from ssvm_worker.streaming.interfaces import Check, Source
+from ssvm_worker.streaming.interfaces import CHUNK, Check, Source
 from ssvm_worker.units import MiB
 
 from .http.parallel import ConnectionPolicy
@@ -23,6 +23,8 @@ class HttpSettings(HttpOptions):
     max_redirects: int = 5
     #: When to use several connections, and how many.
     parallel: ConnectionPolicy = field(default_factory=ConnectionPolicy)
+    #: The largest chunk in bytes.
+    chunk_size: int = CHUNK
 
     def without_client_certificate(self) -> HttpSettings:
         """Return the settings for any origin other than the caller's."""

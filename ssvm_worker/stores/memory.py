@@ -34,6 +34,8 @@ class _Object:
 class MemoryStore:
     """A store that holds objects and parts in dictionaries. Thread-safe."""
 
+    chunk_size = CHUNK
+
     def __init__(self, name: str = "memory", *, resumable: bool = True, capacity: int | None = None) -> None:
         self.name = name
         self.url = f"memory:///{name}"

@@ -1,7 +1,7 @@
 """Buffer a slow sink: chunks that the store cannot take in time wait in a scratch file.
 
-Chunks wait in memory first, at most DEPTH of them, and then in a file of fixed size. The file has no name, so a crash
-leaves nothing behind. A separate thread writes the chunks to the store in their order.
+Chunks wait in memory first, at most QUEUE_SIZE bytes, and then in a file of fixed size. The file has no name, so a
+crash leaves nothing behind. A separate thread writes the chunks to the store in their order.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.units import human_size
 
 from .interfaces import Check, LeavingAborts, Sink, StoredObject
-from .pipeline import SlowSinkDetector
+from .pipeline import QUEUE_SIZE, SlowSinkDetector, room_of
 
-#: Chunks in memory before the file is used. A chunk has at most 1 MiB.
-DEPTH = 8
 #: Seconds that a chunk waits for room in memory before the file is used. A store that takes 5 MiB a second frees room
 #: in this time. Waiting for such a store costs less than writing every byte to the file and reading it back.
 HOLD_S = 0.2
@@ -83,7 +81,7 @@ class DiskBuffer(LeavingAborts):
     file in *directory*. If the file is full, a *patient* buffer makes the stream wait. Any other raises
     StoreUnavailable. *check* is called while the stream waits. A store that takes nothing for ``STALL_S`` seconds, or
     that *slowness* detects, also raises StoreUnavailable.
-    Memory: DEPTH chunks and the chunk that is being written.
+    Memory: QUEUE_SIZE bytes and the chunk that is being written.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class DiskBuffer(LeavingAborts):
         self._ring: RingFile | None = None
         #: Chunks in memory, and the sizes of chunks that are in the file, in the order of the stream.
         self._queue: deque[bytes | int] = deque()
-        self._chunks_in_memory = self._bytes_in_file = 0
+        self._bytes_in_memory = self._bytes_in_file = 0
         self._chunks_written = self._bytes_written = 0
         self._busy = self._stopped = False
         self._error: BaseException | None = None
@@ -120,10 +118,10 @@ class DiskBuffer(LeavingAborts):
 
     def write(self, chunk: bytes) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._chunks_in_memory < DEPTH or self._error or self._stopped, HOLD_S)
-            self._wait(lambda: self._chunks_in_memory < DEPTH or self._has_room(chunk) or not self._patient)
-            if self._chunks_in_memory < DEPTH:
-                self._chunks_in_memory += 1
+            self._changed.wait_for(lambda: self._fits_in_memory(chunk) or self._error or self._stopped, HOLD_S)
+            self._wait(lambda: self._fits_in_memory(chunk) or self._has_room(chunk) or not self._patient)
+            if self._fits_in_memory(chunk):
+                self._bytes_in_memory += room_of(chunk)
                 self._add(chunk)
                 return
             if not self._has_room(chunk):
@@ -162,6 +160,9 @@ class DiskBuffer(LeavingAborts):
         self._give_up(self._inner.suspend)
 
     # Called by the thread of the stream.
+
+    def _fits_in_memory(self, chunk: bytes) -> bool:
+        return self._bytes_in_memory + room_of(chunk) <= QUEUE_SIZE
 
     def _has_room(self, chunk: bytes) -> bool:
         return self._limit - self._bytes_in_file >= len(chunk)
@@ -217,7 +218,7 @@ class DiskBuffer(LeavingAborts):
                 return None
             item = self._queue.popleft()
             self._busy = True
-            self._chunks_in_memory -= isinstance(item, bytes)
+            self._bytes_in_memory -= room_of(item) if isinstance(item, bytes) else 0
             self._changed.notify_all()
             return item
 

@@ -26,7 +26,7 @@ from functools import partial
 from ssvm_worker.errors import Cancelled, ResourceBusy, SourceUnavailable, StoreUnavailable, TooLarge, WorkerError
 from ssvm_worker.units import MiB, human_size
 
-from .interfaces import Check, Observer, Owner, Sink, Source, Store, StoredObject
+from .interfaces import BURST, CHUNK, Check, Observer, Owner, Sink, Source, Store, StoredObject
 
 _log = logging.getLogger("ssvm.stream")
 RAISE_LIMIT = "Raise max_bytes in the request, or download.max_bytes in the settings"
@@ -36,8 +36,8 @@ WORTH_IT = MiB
 _LONGEST_WAIT_S = 60.0
 #: Unused rate that may be used at once after a pause, in seconds of that rate.
 _BURST_S = 0.1
-#: Chunks in one queue. A chunk has at most 1 MiB, so a queue holds at most 5 MiB. Queues of 4 to 8 chunks are as fast.
-DEPTH = 5
+#: The maximum of bytes in one queue: two bursts, or seven chunks of any smaller size.
+QUEUE_SIZE = 2 * BURST
 #: Seconds between two calls of *check* while a queue is full.
 _POLL_S = 0.5
 #: Seconds that a sink gets to consume its last chunk after a failure. A cancel must take effect within 2 s.
@@ -191,8 +191,8 @@ class SlowSinkDetector:
 class SinkThread:
     """Thread that calls *consume* with every chunk of a bounded queue.
 
-    The semaphore counts the free places of the queue. So the queue itself is unbounded, and ``stop`` can always add the
-    end, also behind a consumer that is stuck.
+    ``put`` waits while the queue has no room. The queue itself is unbounded, so ``stop`` can always add the end, also
+    behind a consumer that is stuck.
     """
 
     def __init__(
@@ -213,7 +213,9 @@ class SinkThread:
         self._consume = consume
         self._stall_s = stall_s
         self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._free_places = threading.Semaphore(DEPTH)
+        #: Bytes that the queue holds or has reserved. Guarded by the condition.
+        self._queued = 0
+        self._taken = threading.Condition()
         self._slowness = slowness or SlowSinkDetector(0)
         self._sync = sync
         self._waited_s = 0.0
@@ -232,7 +234,7 @@ class SinkThread:
         Raises the error of the consumer and the error of *check*. Raises StoreUnavailable if the consumer takes
         nothing for *stall_s* seconds.
         """
-        self._wait(partial(self._free_places.acquire, timeout=_POLL_S), check)
+        self._wait(partial(self._reserve, room_of(chunk)), check)
         self._chunks.put(chunk)
         if self.error is not None:
             raise self.error
@@ -256,6 +258,13 @@ class SinkThread:
         self._thread.join(timeout_s)
         self._discarding = True
         return not self._thread.is_alive()
+
+    def _reserve(self, size: int) -> bool:
+        """Wait for room in the queue and take it. Return False if there is none in time."""
+        with self._taken:
+            has_room = self._taken.wait_for(lambda: self._queued + size <= QUEUE_SIZE, _POLL_S)
+            self._queued += size * has_room
+        return has_room
 
     def _has_ended(self) -> bool:
         self._thread.join(_POLL_S)
@@ -283,7 +292,9 @@ class SinkThread:
     def _run(self) -> None:
         while (chunk := self._chunks.get()) is not None:
             self._chunks_taken += 1
-            self._free_places.release()
+            with self._taken:
+                self._queued -= room_of(chunk)
+                self._taken.notify()
             if self.error is None and not self._discarding:
                 try:
                     self._consume(chunk)
@@ -295,6 +306,11 @@ class SinkThread:
                 self._sync()
             except BaseException as error:  # noqa: BLE001 - as above
                 self.error = error
+
+
+def room_of(chunk: bytes) -> int:
+    """Return the bytes that a chunk takes in a queue. The minimum limits the number of tiny chunks."""
+    return max(len(chunk), CHUNK)
 
 
 @dataclass
@@ -325,7 +341,7 @@ def store_stream(  # noqa: PLR0913 - three by position; the others only by name
     also take less than *min_rate* bytes a second while all others wait for it; 0 allows any rate. Such a sink is
     aborted and reported as owed.
     The stream always starts at byte 0. A resumed sink gets only the bytes that it lacks.
-    Memory: at most DEPTH chunks for each sink and for the observers.
+    Memory: the slowest sink determines it. At most QUEUE_SIZE bytes wait for it, and three more chunks are in use.
     Raises the error of the source, an observer, *verify*, *check* or the primary. Before that, it aborts every sink,
     or suspends it if *keep* returns True for the error. The same sinks cannot be used again after an error.
     """

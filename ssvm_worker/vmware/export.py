@@ -105,8 +105,10 @@ class DiskSource:
     size: int | None = None
     resumable = False
 
-    def __init__(self, link: ExportLink, check: Check) -> None:
+    def __init__(self, link: ExportLink, check: Check, chunk_size: int = CHUNK) -> None:
+        """*chunk_size*: the largest chunk in bytes."""
         self._link = link
+        self._chunk_size = chunk_size
         self._check = check
         parts = link.parts
         #: The URL without the secret ticket in its path.
@@ -120,7 +122,7 @@ class DiskSource:
         if offset:
             raise SourceUnavailable("The stream of a lease cannot be resumed", self.name, "Request a new lease")
         with translated_stream(self.name, self._check), closing(self._get()) as answer:
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read(self._chunk_size):
                 yield chunk
 
     def _get(self) -> HttpResponse:

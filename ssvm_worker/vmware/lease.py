@@ -14,6 +14,7 @@ from pyVmomi import vim, vmodl
 
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import LeaseLost
+from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.units import human_duration
 
 from .connection import Connection
@@ -117,10 +118,10 @@ class Lease:
         """Return the file of one of the VM's *disks*, or None if the lease does not list it."""
         return match_files(self.files, disks).get(disk.key)
 
-    def source(self, file: LeaseFile) -> DiskSource:
-        """Return the source of a file. It is readable until the lease ends."""
+    def source(self, file: LeaseFile, chunk_size: int = CHUNK) -> DiskSource:
+        """Return the source of a file, in chunks of at most *chunk_size* bytes. It is readable until the lease ends."""
         link = ExportLink(file.url, file.thumbprint, self._connection.address, self._connection.cookie)
-        return DiskSource(link, self.check)
+        return DiskSource(link, self.check, chunk_size)
 
     def manifest_entry(self, file: LeaseFile) -> LeaseManifestEntry | None:
         """Return the lease manifest's entry for a file that was transferred completely, or None if there is none.

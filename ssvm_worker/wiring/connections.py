@@ -6,7 +6,7 @@ The SDKs of sources and of vSphere are imported at first use: a foreground run o
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -47,7 +47,7 @@ class ConfiguredConnections:
             return self._stored(url, request.credentials if url == first else None, request.check)
 
         options = SourceOptions(
-            self._http(named),
+            replace(self._http(named), chunk_size=request.chunk_size),
             {**request.headers, **authorization(named)},
             request.check,
             username=named.username if named else None,

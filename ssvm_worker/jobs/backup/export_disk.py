@@ -200,7 +200,7 @@ class DiskExport:
 
         try:
             with ExitStack() as stack:
-                chunks: Iterator[bytes] = _until_broken(lease.source(file).open(), broken)
+                chunks: Iterator[bytes] = _until_broken(lease.source(file, self._targets.chunk_size).open(), broken)
                 observers: list[Observer] = [hasher, verifier, progress]
                 if not packing:
                     observers.append(room.took)

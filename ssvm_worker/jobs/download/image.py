@@ -140,6 +140,7 @@ class OriginFile:
                 request.credentials,
                 self.expected,
                 validator,
+                min(self.attempt.store(name).chunk_size for name in request.stores),
             )
         )
         self.expected = agreed(self.expected, self._source.digests, self.location)

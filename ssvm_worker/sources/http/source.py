@@ -142,6 +142,7 @@ class HttpSource:
         """
         self._origin = Hop(parse(url), check_headers(headers or {}), settings)
         self._parallel = settings.parallel
+        self._chunk_size = settings.chunk_size
         self._check = check
         self.name = self._origin.url.name
         self.validator = validator
@@ -173,7 +174,7 @@ class HttpSource:
         with closing(answer), translating(self.name):
             position = offset - skip
             speed = ConnectionSpeed(self._parallel)
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read(self._chunk_size):
                 self._server_failures = self._empty_ranges = 0
                 position += len(chunk)
                 speed.add(len(chunk), answer.starved)

@@ -34,7 +34,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
 )
 from ssvm_worker.stores.sorted_listing import check_prefix, is_key, passes
-from ssvm_worker.streaming.interfaces import CHUNK, Owner, Store, StoredObject, StoreUsage
+from ssvm_worker.streaming.interfaces import BURST, CHUNK, Owner, Store, StoredObject, StoreUsage
 from ssvm_worker.units import human_size
 
 from .part_file import FileSink, ObjectPath, PartName, begin, job_in_name
@@ -51,6 +51,7 @@ class FileStore:
     """The objects below *root*, which must exist. The store never follows a symbolic link below it."""
 
     resumable = True
+    chunk_size = BURST
 
     def __init__(self, name: str, root: Path, *, shared: bool = False) -> None:
         """*shared*: all users of the machine may read what this store writes."""

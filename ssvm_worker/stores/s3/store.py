@@ -48,6 +48,7 @@ class S3Store:
     """
 
     resumable = False
+    chunk_size = CHUNK
 
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings, check: Check = lambda: None) -> None:
         """The store calls *check* while it waits for the server. *check* raises if the caller must stop."""

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable
-from ssvm_worker.streaming.pipeline import DEPTH, SinkThread
+from ssvm_worker.streaming.interfaces import BURST, CHUNK
+from ssvm_worker.streaming.pipeline import QUEUE_SIZE, SinkThread
 from tests.waiting import PATIENCE_S
+
+#: The number of small chunks that a queue holds.
+DEPTH = QUEUE_SIZE // CHUNK
 
 
 def nothing() -> None:
@@ -100,6 +104,20 @@ def test_bounded(stuck: Stuck) -> None:
     """At most DEPTH chunks wait, and the next put checks the stop flag."""
     lane = SinkThread("disk", stuck)
     fill(lane, stuck)
+    with pytest.raises(Cancelled):
+        lane.put(b"one too many", cancel)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[BURST, BURST], [BURST, CHUNK, CHUNK, CHUNK], [1] * 7], ids=["bursts", "mixed", "tiny"]
+)
+def test_bounded_in_bytes(stuck: Stuck, sizes: list[int]) -> None:
+    """A queue holds QUEUE_SIZE bytes, and each tiny chunk counts as one of CHUNK bytes."""
+    lane = SinkThread("disk", stuck)
+    lane.put(b"first", nothing)
+    assert stuck.taken.wait(PATIENCE_S)
+    for size in sizes:
+        lane.put(bytes(size), nothing)
     with pytest.raises(Cancelled):
         lane.put(b"one too many", cancel)
 

@@ -13,12 +13,14 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest, read_draft, read_manifest, write_draft
 from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, SourceChanged, SourceUnavailable, StoreFull
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.connections import RemoteSource, SourceRequest
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.interfaces import BURST, CHUNK, Store
 from ssvm_worker.streaming.pipeline import read_bytes
+from ssvm_worker.wiring.connections import ConfiguredConnections
 from tests import images
 from tests.attempts import again, attempt
 from tests.faults import store_unreachable
@@ -161,6 +163,28 @@ def test_a_second_attempt_feeds_the_other_store_from_the_first(http_server: Http
 
     assert "Range" in http_server.requests[-1].headers
     assert read_bytes(primary, KEY) == read_bytes(other, KEY) == IMAGE
+
+
+@pytest.mark.parametrize(("others", "expected"), [(0, BURST), (1, CHUNK)], ids=["directory", "directory and S3"])
+def test_chunk_size(
+    http_server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int, expected: int
+) -> None:
+    """A download reads large chunks if every store writes them at once, and small ones for a store that holds them."""
+    sizes: list[int] = []
+    open_source = ConfiguredConnections.source
+
+    def source(self: ConfiguredConnections, request: SourceRequest) -> RemoteSource:
+        sizes.append(request.chunk_size)
+        return open_source(self, request)
+
+    monkeypatch.setattr(ConfiguredConnections, "source", source)
+    http_server.serve("image", IMAGE)
+    stores = [FileStore("primary", tmp_path), *[MemoryStore("other")] * others]
+    names = [each.name for each in stores]
+
+    download.run(request(http_server.url("image"), stores=names), attempt(*stores))
+
+    assert sizes == [expected]
 
 
 def test_a_second_attempt_begins_again_where_no_part_is_kept(http_server: HttpServer) -> None:
