@@ -41,6 +41,8 @@ _TYPES = {
     "float": "number",
     "bool": "`true`, `false`",
     "Path": "path",
+    "File": "path",
+    "Directory": "path",
     "Seconds": "seconds, or `90s`, `24h`",
     "Bytes": "bytes, or `10GiB`",
     "Size": "bytes, `10GiB`, or `unlimited`",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ssvm_worker import config
 from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.types import existing_paths
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 
 from .output import Output
@@ -23,7 +25,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "config",
         help="print the settings in force, check them, or create a settings file",
         description="show: print the settings in force, with secrets as ***. init: create a file with every key and "
-        "its explanation. check: report all problems of the settings. path: print the path of the settings file.",
+        "its explanation. check: report all problems of the settings, also files that do not exist. path: print the "
+        "path of the settings file.",
         examples=("config", "config init /etc/ssvm/worker.toml", "config check", "config path"),
         parents=[common],
     )
@@ -43,7 +46,10 @@ def _config(args: argparse.Namespace, output: Output) -> int:
         return 0
     settings = config.load(args.config)
     if args.action == "check":
-        _check_stores(settings, str(file or "the environment"))
+        if found := [*_wrong_stores(settings), *_unreadable_paths(settings)]:
+            raise ConfigError(
+                f"Invalid settings: {'; '.join(found)}", str(file or "the environment"), "Correct these keys"
+            )
         output.result({"path": str(file) if file else None, "ok": True}, f"ok: {file or 'no settings file'}")
         return 0
     values = config.redacted(settings)
@@ -51,18 +57,35 @@ def _config(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _check_stores(settings: Settings, location: str) -> None:
-    """Raise ConfigError with the problems of the stores' URLs. This needs no access to the stores."""
+def _wrong_stores(settings: Settings) -> Iterator[str]:
+    """Yield the problems of the stores' URLs. This needs no access to the stores."""
     from ssvm_worker.wiring import assembly
 
-    found = []
     for name in settings.stores:
         try:
             assembly.open_store_named(settings, name)
         except ConfigError as error:
-            found.append(f"{error.where}: {error.what}. {error.remedy}")
-    if found:
-        raise ConfigError(f"Invalid settings: {'; '.join(found)}", location, "Correct these keys")
+            key = error.where if error.where.startswith("stores.") else f"stores.{name}.url: {error.where}"
+            yield f"{key}: {error.what}. {error.remedy}"
+
+
+def _unreadable_paths(settings: Settings) -> Iterator[str]:
+    """Yield the problems of files and directories that must exist.
+
+    Only ``config check`` asks this, because the files of a worker may be on another machine.
+    """
+    for key, path, mark in existing_paths(settings):
+        problem = f"{key}: the {mark.kind} {path} cannot be read"
+        try:
+            # Opening a pipe without a writer must not wait.
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+            if path.is_dir() != (mark.kind == "directory"):
+                yield f"{key}: {path} is not a {mark.kind}. Name a {mark.kind}"
+        except PermissionError as error:
+            remedy = "Let this user read it, or run the check as the user of the worker"
+            yield f"{problem}: {error.strerror}. {remedy}"
+        except (OSError, ValueError) as error:
+            yield f"{problem}: {getattr(error, 'strerror', None) or error}. Create it, or correct the path"
 
 
 def _init(args: argparse.Namespace, output: Output) -> int:

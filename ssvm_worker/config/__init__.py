@@ -142,8 +142,8 @@ def _put(values: dict[str, Any], words: list[str], value: str) -> tuple[str, ...
     *sections, key = words
     table, path = values, []
     for section in sections:
-        # In the file, names of stores and the like may have capitals and dashes. A variable can have neither.
-        matches = [each for each in table if each.lower().replace("-", "_") == section]
+        # In the file, names of stores and the like may have capitals, dashes and dots. A variable has none.
+        matches = [each for each in table if re.sub("[-.]", "_", each.lower()) == section]
         if len(matches) > 1:
             raise ValueError(f"it could mean {' or '.join(matches)}. Rename one of them")
         path.append(matches[0] if matches else section)
@@ -158,7 +158,7 @@ def _put(values: dict[str, Any], words: list[str], value: str) -> tuple[str, ...
 
 def _finding(error: Any, origins: _Origins) -> str:
     """Describe one error of pydantic: the key, the variable that has set it, and the problem."""
-    location = tuple(str(each) for each in error["loc"])
+    location = tuple(str(each) for each in error["loc"] if each != "[key]")  # pydantic's mark of a wrong name
     name = origins.get(location, "")
     if error["type"] == "value_error":  # the error of a section names the key, for example that of a secret's file
         for path, each in origins.items():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .types import Address, Seconds, Section, split
+from .types import Address, Directory, File, Seconds, Section, split
 
 
 def _server(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,15 +74,15 @@ class CloudStackSection(Section):
     #: The router of the public network.
     gateway: Address | None = None
     #: Certificates of which the server must show one (cloud.ca.crt).
-    ca_file: Path | None = None
+    ca_file: File = None
     #: sha256:HEX, the digest of the certificate that the server must show.
     fingerprint: Annotated[str | None, AfterValidator(_fingerprint)] = None
     #: Accept every server. It can read the secrets of all image stores, so use this for experiments only.
     insecure: bool = False
     #: The certificate of this agent (cloud.crt). A server with ca.plugin.root.auth.strictness requires it.
-    certificate_file: Path | None = None
+    certificate_file: File = None
     #: The private key of the certificate (cloud.key).
-    key_file: Path | None = None
+    key_file: File = None
     #: Image stores that the server may name and the worker may use: patterns with ``*``, such as nfs://10.0.0.*/*.
     allow_stores: Annotated[tuple[str, ...], BeforeValidator(split)] = ("nfs://*", "s3://*")
     #: By URL of the server, nfs://HOST/EXPORT or s3://ENDPOINT/BUCKET: the name of a configured image store to use for
@@ -94,10 +93,10 @@ class CloudStackSection(Section):
     link_s: Seconds = 24 * 3600.0
     #: The root of a web server on this host, such as /var/www/html. The agent makes links there, as the Java agent does
     #: for Apache. Default: only `ssvm serve` answers.
-    web_root: Path | None = None
+    web_root: Directory = None
     #: The program of a system VM that installs the certificate of Apache:
     #: /usr/local/cloud/systemvm/config_ssl.sh. The agent runs it when the server sends a new certificate.
-    certificate_script: Path | None = None
+    certificate_script: File = None
     #: The maximum of concurrent commands. Each occupies a thread until its answer. Further commands wait.
     max_commands: int = Field(128, ge=8)
 

@@ -14,6 +14,7 @@ from ssvm_worker.artifacts.layout import ZONE
 from ssvm_worker.net.broker_url import check_port, sentinels
 from ssvm_worker.net.nfs_url import DEFAULTS as NFS_DEFAULTS
 from ssvm_worker.net.nfs_url import check_options
+from ssvm_worker.net.urls import is_proxy_url
 from ssvm_worker.units import GiB, MiB, TiB
 
 from .cloudstack_section import CloudStackSection
@@ -21,7 +22,11 @@ from .serve_section import ServeSection
 from .types import (
     Address,
     Bytes,
+    Directory,
+    File,
     HostAddresses,
+    MustExist,
+    Name,
     Networks,
     Rate,
     Seconds,
@@ -49,10 +54,15 @@ def _host(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-def _proxy(value: SecretStr | None) -> SecretStr | None:
-    if value and not value.get_secret_value().startswith(("http://", "https://")):
-        raise ValueError("must be http://[user:password@]host:port")
-    return value
+def _proxy(*schemes: str) -> AfterValidator:
+    """Return a validator for the URL of a proxy. Its error does not repeat the URL, which may have a password."""
+
+    def check(value: SecretStr | None) -> SecretStr | None:
+        if value and not is_proxy_url(value.get_secret_value(), schemes):
+            raise ValueError(f"must be {schemes[0]}://[user:password@]host:port")
+        return value
+
+    return AfterValidator(check)
 
 
 def _visible(value: str) -> str:
@@ -79,7 +89,7 @@ def _name(value: str) -> str:
 
 
 Hosts = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(_host)]
-S3Proxy = Annotated[SecretStr | None, AfterValidator(_proxy)]
+S3Proxy = Annotated[SecretStr | None, _proxy("http", "https")]
 
 
 class BrokerSection(SecretFields):
@@ -93,7 +103,7 @@ class BrokerSection(SecretFields):
     #: them. Senders must add it to the name of the queue, so it is empty by default. Queues of RabbitMQ never have it.
     prefix: Annotated[str, AfterValidator(_visible)] = ""
     #: CA of the certificates of both servers.
-    ca_file: Path | None = None
+    ca_file: File = None
     #: The password of the Sentinels themselves.
     sentinel_password: SecretStr | None = None
 
@@ -185,7 +195,7 @@ class DownloadSection(SecretFields):
     #: The maximum ratio of decompressed to compressed bytes. It applies above 4 GiB of decompressed bytes.
     max_ratio: int = Field(250, ge=1)
     #: A directory on a local disk for the conversion of images.
-    scratch_dir: Path | None = None
+    scratch_dir: Directory = None
     #: The timeout in seconds of a connection and its TLS handshake.
     connect_timeout_s: Seconds = 10.0
     #: A source has stalled if it sends less than min_rate during so many seconds.
@@ -203,21 +213,21 @@ class DownloadSection(SecretFields):
     #: Allowed algorithms of checksums. MD5 and SHA-1 detect damage, but no forgery.
     checksums: Annotated[tuple[str, ...], BeforeValidator(split), among(HEX_LENGTHS)] = tuple(HEX_LENGTHS)
     #: CA of the sources, in addition to those of the system.
-    ca_file: Path | None = None
+    ca_file: File = None
     #: The proxy for http and https: http://[user:password@]host:port.
-    proxy: SecretUrl | None = None
+    proxy: Annotated[SecretUrl | None, _proxy("http")] = None
     #: Names, addresses and networks without the proxy.
     no_proxy: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Public keys for signatures of checksum files.
-    keyring: Path | None = None
+    keyring: File = None
     #: Refuse an unsigned checksum file if there is a keyring.
     require_signature: bool = True
     #: Directories that file:// URLs may name.
-    allow_directories: Annotated[tuple[Path, ...], BeforeValidator(split)] = ()
+    allow_directories: Annotated[tuple[Path, ...], BeforeValidator(split), MustExist("directory")] = ()
     #: Image stores that store: URLs may name.
     allow_stores: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Host keys of sftp:// servers.
-    known_hosts: Path | None = None
+    known_hosts: File = None
 
 
 class UploadSection(Section):
@@ -226,7 +236,7 @@ class UploadSection(Section):
     #: Networks that are allowed in addition to public addresses. Default: download.allow_networks.
     allow_networks: Networks | None = None
     #: CA of the destinations, in addition to those of the system.
-    ca_file: Path | None = None
+    ca_file: File = None
 
 
 class S3Section(SecretFields):
@@ -247,7 +257,7 @@ class S3Section(SecretFields):
     #: endpoint, else virtual.
     addressing: Addressing = "auto"
     #: CA of the endpoint, in addition to those of the system.
-    ca_file: Path | None = None
+    ca_file: File = None
     #: http://[user:password@]host:port. The worker ignores proxies of the environment.
     proxy: S3Proxy = None
     #: The timeout in seconds of a call that moves no byte.
@@ -318,11 +328,11 @@ class CredentialsSection(S3Section):
     #: The bearer token for http.
     token: SecretStr | None = None
     #: CA of the S3 endpoint or of the hosts, in addition to those of the system.
-    ca_file: Path | None = None
+    ca_file: File = None
     #: A client certificate for TLS.
-    certificate_file: Path | None = None
+    certificate_file: File = None
     #: The private key of the client certificate, or for sftp://.
-    private_key_file: Path | None = None
+    private_key_file: File = None
 
     @model_validator(mode="after")
     def _role_has_buckets(self) -> CredentialsSection:
@@ -344,7 +354,7 @@ class VCenterSection(SecretFields):
     #: The password of the user.
     password: SecretStr
     #: CA of the certificate.
-    ca_file: Path | None = None
+    ca_file: File = None
     #: SHA-1 or SHA-256 of the certificate, with or without colons.
     thumbprint: str | None = None
     #: The timeout in seconds of an API call.
@@ -502,7 +512,7 @@ class CallbackSection(SecretFields):
     #: Networks that are allowed in addition to public addresses. Default: download.allow_networks.
     allow_networks: Networks | None = None
     #: CA of the receivers, in addition to those of the system.
-    ca_file: Path | None = None
+    ca_file: File = None
 
 
 class Settings(Section):
@@ -517,12 +527,12 @@ class Settings(Section):
     ledger: LedgerSection = LedgerSection()
     retry: RetrySection = RetrySection()
     limits: LimitsSection = LimitsSection()
-    stores: dict[str, StoreSection] = Field(default_factory=dict)
+    stores: dict[Name, StoreSection] = Field(default_factory=dict)
     nfs: NfsSection = NfsSection()
-    credentials: dict[str, CredentialsSection] = Field(default_factory=dict)
+    credentials: dict[Name, CredentialsSection] = Field(default_factory=dict)
     download: DownloadSection = DownloadSection()
     upload: UploadSection = UploadSection()
-    vcenters: dict[str, VCenterSection] = Field(default_factory=dict)
+    vcenters: dict[Name, VCenterSection] = Field(default_factory=dict)
     backup: BackupSection = BackupSection()
     boot: BootSection = BootSection()
     quota: QuotaSection = QuotaSection()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field, SecretStr
 
-from .types import Networks, Rate, Seconds, SecretFields, Section
+from .types import File, Name, Networks, Rate, Seconds, SecretFields, Section
 
 
 class LinkKey(SecretFields):
@@ -31,7 +29,7 @@ class ServeSection(Section):
     #: The public URL, which links start with. Default: the address of the last start.
     url: str | None = Field(None, pattern=r"^https?://[^?#]+$")
     #: Keys that sign links, by name. Default: one key of this machine.
-    keys: dict[str, LinkKey] = Field(default_factory=dict)
+    keys: dict[Name, LinkKey] = Field(default_factory=dict)
     #: The name of the key for new links.
     key: str | None = None
     #: The maximum of connections. A further connection closes the oldest one without a signed request. If there is
@@ -48,13 +46,13 @@ class ServeSection(Section):
     #: Seconds that transfers get after SIGTERM.
     drain_s: Seconds = 60.0
     #: The certificate for TLS.
-    certificate_file: Path | None = None
+    certificate_file: File = None
     #: The private key of the certificate.
-    private_key_file: Path | None = None
+    private_key_file: File = None
     #: Also serve the HTTP API: docs/how-to/http-api.md. `ssvm serve --api` does so too.
     api: bool = False
     #: Tokens of the programs that may use the API, by name.
-    tokens: dict[str, ApiToken] = Field(default_factory=dict)
+    tokens: dict[Name, ApiToken] = Field(default_factory=dict)
     #: Also serve what a CloudStack management server expects of a system VM: its download links, browser uploads and
     #: copies between zones. Needs the extra `cloudstack`.
     cloudstack: bool = False

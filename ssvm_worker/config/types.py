@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
@@ -42,6 +44,13 @@ def no_login(value: str | None) -> str | None:
     return value
 
 
+def _name(value: str) -> str:
+    """Return a name that command lines, URLs, and (with ``_`` for ``.`` and ``-``) variables can contain."""
+    if len(value) > 64 or not re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", value):
+        raise ValueError("rename it: up to 64 letters and digits, with single dots, _ or - between them")
+    return value
+
+
 def _network(value: str) -> str:
     ipaddress.ip_network(value)
     return value
@@ -60,6 +69,31 @@ HostAddresses = Annotated[dict[str, str], AfterValidator(_host_addresses)]
 Address = Annotated[str, AfterValidator(lambda value: str(ipaddress.ip_address(value)))]
 Network = Annotated[str, AfterValidator(_network)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(split)]
+
+
+@dataclass(frozen=True)
+class MustExist:
+    """Mark the setting of a path that the worker reads but never creates."""
+
+    kind: Literal["file", "directory"]
+
+
+def existing_paths(section: Section, place: str = "") -> Iterator[tuple[str, Path, MustExist]]:
+    """Yield key, path and mark of each marked path, in a section and all sections inside it."""
+    for name, value in section:
+        key = f"{place}{name}"
+        for part, each in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(each, Section):
+                yield from existing_paths(each, f"{key}.{part}." if part else f"{key}.")
+        marks = [each for each in type(section).model_fields[name].metadata if isinstance(each, MustExist)]
+        paths = value if isinstance(value, tuple) else (value,)
+        yield from ((key, path, mark) for mark in marks for path in paths if path)
+
+
+File = Annotated[Path | None, MustExist("file")]
+Directory = Annotated[Path | None, MustExist("directory")]
+#: The name of a table that the user chooses, such as that of a store.
+Name = Annotated[str, AfterValidator(_name)]
 
 
 def _seconds(value: Any) -> Any:

@@ -16,7 +16,7 @@ from ssvm_worker.errors import ConfigError
 
 from .address_policy import AddressRule
 from .sockets import AddressRefused
-from .urls import WebUrl
+from .urls import WebUrl, is_proxy_url
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,12 @@ class Proxy:
 
 def parse_proxy(url: str, bypassed: tuple[str, ...] = ()) -> Proxy:
     """Parse ``http://[user:password@]host:port``. Raises ConfigError, whose text does not repeat the URL."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or 3128
-    except ValueError as error:
-        raise ConfigError("The value is not a proxy URL", "download.proxy", "Give http://host:port") from error
-    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+    if not is_proxy_url(url):
         raise ConfigError("The value is not a proxy URL", "download.proxy", "Give http://host:port")
+    parts = urlsplit(url)
     pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     authorization = f"Basic {base64.b64encode(pair.encode()).decode()}" if parts.username else ""
-    return Proxy(parts.hostname, port, authorization, bypassed)
+    return Proxy(parts.hostname or "", parts.port or 3128, authorization, bypassed)
 
 
 def refuse_address(url: WebUrl, rule: AddressRule | None) -> None:

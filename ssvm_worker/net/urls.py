@@ -108,6 +108,18 @@ def parse(url: str, schemes: Sequence[str] = _WEB) -> WebUrl:
     return WebUrl(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], target)
 
 
+def is_proxy_url(url: str, schemes: Sequence[str] = ("http",)) -> bool:
+    """Return whether *url* is ``SCHEME://[user:password@]host[:port]`` and nothing else."""
+    try:
+        parts = urlsplit(url)
+        is_port = parts.port != 0
+    except ValueError:
+        return False
+    rest = parts.path.strip("/") or parts.query or parts.fragment
+    is_known = parts.scheme in schemes and _is_host(parts.hostname or "")
+    return bool(is_known and is_port and not rest and not _CONTROL.search(url))
+
+
 def _is_host(host: str) -> bool:
     """Return whether *host* is an address, or a name with labels of 1 to 63 characters (RFC 1035, section 2.3.4)."""
     labels = host.removesuffix(".").split(".")

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.config.types import Section
+from ssvm_worker.config.types import existing_paths
 from ssvm_worker.errors import installation
 from ssvm_worker.units import GiB, human_size
 
@@ -46,8 +46,9 @@ def examine_host(settings: Settings) -> Iterator[Finding]:
     """Check optional packages, free space and certificates. This connects to nothing."""
     yield _extras(settings)
     yield from _space(settings)
-    for name, file in _certificate_files(settings, ""):
-        yield _certificate(name, file)
+    for name, file, _ in existing_paths(settings):
+        if name.endswith((".ca_file", ".certificate_file")):
+            yield _certificate(name, file)
 
 
 def _extras(settings: Settings) -> Finding:
@@ -83,17 +84,6 @@ def _space(settings: Settings) -> Iterator[Finding]:
         detail = f"{name}: {directory} has {human_size(free)} free"
         is_low = free < _MIN_FREE
         yield Finding("disk space", True, f"{detail}. Free some space" if is_low else detail, warning=is_low)
-
-
-def _certificate_files(section: Section, path: str) -> Iterator[tuple[str, Path]]:
-    """Yield the path and value of each setting that names a file with certificates."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if name in ("ca_file", "certificate_file") and value:
-            yield f"{path}{name}", value
-        for key, each in value.items() if isinstance(value, dict) else [("", value)]:
-            if isinstance(each, Section):
-                yield from _certificate_files(each, f"{path}{name}.{f'{key}.' if key else ''}")
 
 
 def _certificate(name: str, file: Path) -> Finding:

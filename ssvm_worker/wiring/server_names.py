@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker.config.schema import SERVER_PREFIX, CredentialsSection, Settings, StoreSection
+from ssvm_worker.config.types import SecretUrl
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.streaming.interfaces import Store
 
@@ -98,13 +99,13 @@ def with_server_names(settings: Settings, job: str, job_id: str, request: Mappin
         "allow_networks": (*download.allow_networks, *_networks(settings)),
         # A template that is made of a snapshot comes from the store of the snapshot.
         "allow_stores": (*download.allow_stores, *values.get("allow_stores", ())),
-        "proxy": values["proxy"] or download.proxy,
+        "proxy": SecretUrl(values["proxy"]) if values["proxy"] else download.proxy,
         "max_redirects": download.max_redirects if values["follow_redirects"] else 0,
     }
     section = CredentialsSection.model_validate(values["credentials"])
-    # A copy is not validated. The secret of a proxy must have its type.
-    checked = type(download).model_validate({**dict(download), **given})
-    return settings.model_copy(update={"credentials": settings.credentials | {name: section}, "download": checked})
+    # Opening the source checks the URL of the proxy, which the server may have set wrong.
+    copy = download.model_copy(update=given)
+    return settings.model_copy(update={"credentials": settings.credentials | {name: section}, "download": copy})
 
 
 def _networks(settings: Settings) -> Iterator[str]:

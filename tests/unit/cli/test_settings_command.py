@@ -10,6 +10,7 @@ import pytest
 
 from ssvm_worker import config
 from ssvm_worker.cli import main
+from tests.privileges import unprivileged
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_init(default: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://host/x", "file://srv/secondary", "/srv/x", "s3://", "nfs://h/e?foo=1", "nfs:///e"]
+    "url", ["ftp://host/x", "s3://b", "file://srv/secondary", "/srv/x", "s3://", "nfs://h/e?foo=1", "nfs:///e"]
 )
 def test_check_of_stores(default: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
     """check names each store whose URL no job could use."""
@@ -80,6 +81,44 @@ def test_check_of_stores(default: Path, capsys: pytest.CaptureFixture[str], url:
     assert main(["config", "check"]) == 2
     shown = capsys.readouterr().err
     assert ("stores.a" in shown, "stores.b.url: " in shown, "stores.c.url: " in shown) == (False, True, True), shown
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("download.ca_file", '[download]\nca_file = "{}"'),
+        ("stores.a.ca_file", '[stores.a]\nurl = "s3://bucket"\nca_file = "{}"'),
+        ("vcenters.a.ca_file", '[vcenters.a]\nhost = "h"\nusername = "u"\npassword = "s3cret"\nca_file = "{}"'),
+        ("credentials.a.private_key_file", '[credentials.a]\nprivate_key_file = "{}"'),
+        ("serve.certificate_file", '[serve]\ncertificate_file = "{}"'),
+        ("cloudstack.certificate_script", '[cloudstack]\ncertificate_script = "{}"'),
+        ("download.allow_directories", '[download]\nallow_directories = ["/", "{}"]'),
+    ],
+)
+def test_check_of_files(
+    default: Path, public_root: Path, capsys: pytest.CaptureFixture[str], key: str, values: str
+) -> None:
+    """check names each file or directory that is missing, unreadable or of another kind, but other commands do not."""
+    named = public_root / "named"
+    settings = public_root / "worker.toml"
+    settings.write_text(values.replace("{}", str(named)))
+    check = ["config", "check", "--config", str(settings)]
+    assert main(check) == 2
+    shown = capsys.readouterr().err
+    assert f"{key}: the " in shown, shown
+    assert f"{named} cannot be read: No such file or directory. Create it" in shown, shown
+    assert main(["config", "--config", str(settings)]) == 0
+    is_directory = key == "download.allow_directories"
+    named.mkdir(0o700) if is_directory else named.touch(0o600)
+    assert main(check) == 0
+    if os.geteuid() == 0:
+        with unprivileged():
+            assert main(check) == 2
+        assert f"{named} cannot be read: Permission denied. Let this user read it" in capsys.readouterr().err
+    named.rmdir() if is_directory else named.unlink()
+    named.touch() if is_directory else named.mkdir()
+    assert main(check) == 2
+    assert f"{named} is not a {'directory' if is_directory else 'file'}" in capsys.readouterr().err
 
 
 def test_check_reports_all(default: Path, capsys: pytest.CaptureFixture[str]) -> None:

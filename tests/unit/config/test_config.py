@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 
 from ssvm_worker import config
 from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.types import MustExist
 from ssvm_worker.errors import EXIT_USAGE, ConfigError
 
 WRONG: list[Any] = [
@@ -53,6 +54,33 @@ WRONG: list[Any] = [
         {"vcenters": {"vc": {"host": "https://name/sdk", "username": "u", "password": "p"}}},
         "vcenters.vc.host: must be a name or an address, without https:// and path",
         id="URL instead of a host",
+    ),
+    *(
+        pytest.param({section: {each: {}}}, f"{section}.{each[:60]}: rename it", id=f"{section} {each!r}")
+        for section in ("stores", "vcenters", "credentials")
+        for each in ("a b", "a,b", "a/b", "a:b", "a__b", "-a", "a.", "ä", "a" * 65)
+    ),
+    *(
+        pytest.param({"serve": {section: {"a b": {}}}}, f"serve.{section}.a b: rename it", id=f"name in {section}")
+        for section in ("keys", "tokens")
+    ),
+    *(
+        pytest.param(values, f"{'.'.join(place)}.proxy: must be http://[user", id=f"proxy {proxy} of {place[0]}")
+        for proxy in (
+            "foo",
+            "foo:3128",
+            "http://",
+            "http://a b:1",
+            "http://h:port",
+            "http://h:0",
+            "http://h/x",
+            "ftp://h",
+        )
+        for place, values in (
+            (("download",), {"download": {"proxy": proxy}}),
+            (("stores", "a"), {"stores": {"a": {"url": "s3://bucket", "proxy": proxy}}}),
+            (("credentials", "a"), {"credentials": {"a": {"proxy": proxy}}}),
+        )
     ),
     *(
         pytest.param({"broker": {"prefix": each}}, "broker.prefix: may not contain spaces", id=f"prefix {each!r}")
@@ -227,8 +255,10 @@ def test_errors_name_the_variable(environ: dict[str, str], said: str) -> None:
 
 
 def test_names_with_capitals(tmp_path: Path) -> None:
-    """A variable can name a store with capitals and dashes, and an ambiguous variable is refused."""
+    """A variable can name a store with capitals, dashes and dots, and an ambiguous variable is refused."""
     file = tmp_path / "worker.toml"
+    file.write_text('[stores."Main.NFS"]\nurl = "file:///one"\n')
+    assert list(config.load(file, {"SSVM_STORES__MAIN_NFS__URL": "file:///two"}).stores) == ["Main.NFS"]
     file.write_text('[stores.Main-NFS]\nurl = "file:///one"\n')
     environ = {"SSVM_STORES__MAIN_NFS__URL": "file:///two"}
     assert {name: each.url for name, each in config.load(file, environ).stores.items()} == {"Main-NFS": "file:///two"}
@@ -276,6 +306,8 @@ def test_no_form_of_a_secret_shows(values: dict[str, Any]) -> None:
         {"broker": {"messages": "amqp://u:s3cret/x@h/v"}},
         {"broker": {"url": "sentinel://h/s3cret?master=m"}},
         {"stores": {"a": {"url": "s3://k:s3cret@b"}}},
+        {"stores": {"a": {"url": "s3://bucket", "proxy": "u:s3cret@h:1"}}},
+        {"download": {"proxy": "http://u:s3cret/x@h:1"}},
         {"stores": {"a": {"url": "s3://b", "endpoint": "http://k:s3cret@h"}}},
     ],
 )
@@ -314,6 +346,18 @@ def test_secret_settings_are_marked() -> None:
         )
     ]
     assert forgotten == []
+
+
+def test_paths_that_must_exist_are_marked() -> None:
+    """Each setting with a path says that the path must exist, except directories that the worker creates."""
+    created = {"state_dir", "mount_root", "spill_dir", "dir"}
+    marked = {
+        (section.__name__, name): any(isinstance(mark, MustExist) for mark in each.metadata)
+        for section in sections(Settings)
+        for name, each in section.model_fields.items()
+        if Path in kinds(each.annotation)
+    }
+    assert {name for (_, name), is_marked in marked.items() if not is_marked} == created
 
 
 def paths(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
