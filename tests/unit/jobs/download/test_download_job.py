@@ -169,7 +169,7 @@ def test_a_second_attempt_feeds_the_other_store_from_the_first(http_server: Http
 def test_chunk_size(
     http_server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int, expected: int
 ) -> None:
-    """A download reads large chunks if every store writes them at once, and small ones for a store that holds them."""
+    """A download reads large chunks, unless one of the stores holds many chunks."""
     sizes: list[int] = []
     open_source = ConfiguredConnections.source
 
