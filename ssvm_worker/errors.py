@@ -167,6 +167,8 @@ class ConfigError(Permanent):
     """A setting is missing, unknown or of the wrong type."""
 
     exit_code = EXIT_USAGE
+    #: Each problem of the settings, with its key. ``what`` has all of them in one line, for logs.
+    problems: tuple[str, ...] = ()
 
 
 def extra_missing(what: str, where: str, extra: str) -> ConfigError:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from ssvm_worker.errors import WorkerError
+from ssvm_worker.errors import ConfigError, WorkerError
 from ssvm_worker.units import human_size, printable
 
 #: Columns that hold bytes.
@@ -93,14 +93,17 @@ class Output:
     def error(self, error: WorkerError) -> None:
         """Print an error to standard error, and also as JSON to standard output if the user gave ``--json``.
 
-        The result of a partly done job is printed to standard output.
+        The result of a partly done job is printed to standard output. Each problem of the settings has its own line.
         """
+        problems = error.problems if isinstance(error, ConfigError) else ()
         if self.as_json:
-            print(_json(error.as_dict() | ({"result": error.result} if error.result else {})))
+            more = {"result": error.result, "problems": list(problems)}
+            print(_json(error.as_dict() | {name: value for name, value in more.items() if value}))
         elif report := migration_report(error.result):
             print(report)
         name = _coloured(type(error).__name__, _RED, sys.stderr)
-        print(f"ssvm: {name}: {printable(str(error))}", file=sys.stderr)
+        text = f"Invalid settings [{error.where}]. {error.remedy}:" if problems else printable(str(error))
+        print("\n  ".join([f"ssvm: {name}: {text}", *problems]), file=sys.stderr)
 
 
 def table_lines(cells: Mapping[str, str], widths: Mapping[str, int], width: int | None) -> Iterator[str]:

@@ -47,9 +47,7 @@ def _config(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     if args.action == "check":
         if found := [*_wrong_stores(settings), *_unreadable_paths(settings)]:
-            raise ConfigError(
-                f"Invalid settings: {'; '.join(found)}", str(file or "the environment"), "Correct these keys"
-            )
+            raise config.invalid(found, str(file or "the environment"))
         output.result({"path": str(file) if file else None, "ok": True}, f"ok: {file or 'no settings file'}")
         return 0
     values = config.redacted(settings)

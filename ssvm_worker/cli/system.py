@@ -192,7 +192,8 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
             if settings.broker.messages:
                 findings += doctor.examine_messages(settings)
     except ConfigError as error:
-        findings = [Finding("settings", False, str(error))]
+        each_problem = [f"{each} [{error.where}]" for each in error.problems]
+        findings = [Finding("settings", False, detail) for detail in each_problem or [str(error)]]
     rows = [finding.as_dict() for finding in findings]
     output.table(rows, ("check", "state", "detail"), "nothing to check")
     return 0 if all(finding.ok for finding in findings) else 1

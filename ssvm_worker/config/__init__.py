@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.net.broker_url import shown
+from ssvm_worker.units import printable
 
 from .findings import describe, path_of, suggestion
 from .schema import Settings
@@ -86,8 +87,16 @@ def parse(
     except ValidationError as error:
         found += [_finding(each, origins or {}) for each in error.errors(include_url=False)]
     if found:
-        raise ConfigError("Invalid settings: " + "; ".join(found), location, "Correct these keys") from None
+        raise invalid(found, location) from None
     return settings
+
+
+def invalid(problems: Iterable[str], location: str) -> ConfigError:
+    """Return the error about all *problems* of the settings in *location*."""
+    found = tuple(map(printable, problems))
+    error = ConfigError(f"Invalid settings: {'; '.join(found)}", location, "Correct these keys")
+    error.problems = found
+    return error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -121,12 +121,41 @@ def test_check_of_files(
     assert f"{named} is not a {'directory' if is_directory else 'file'}" in capsys.readouterr().err
 
 
-def test_check_reports_all(default: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """check fails for wrong settings, and names every wrong key."""
+@pytest.mark.parametrize(
+    ("wrong", "keys"),
+    [
+        (
+            'zoen = "a"\n[broker]\nulr = "redis://x"\n',
+            ["broker.ulr: unknown, did you mean url?", "zoen: unknown, did you mean zone?"],
+        ),
+        ('[stores.a]\nurl = "s3://"\n[download]\nca_file = "/none"\n', ["stores.a.url: ", "download.ca_file: "]),
+    ],
+    ids=["syntax", "host"],
+)
+def test_each_problem_has_its_line(
+    default: Path, capsys: pytest.CaptureFixture[str], wrong: str, keys: list[str]
+) -> None:
+    """check fails for wrong settings with one line for each problem, and --json has them in a list."""
+    default.parent.mkdir()
+    default.write_text(wrong)
+
+    assert main(["config", "check"]) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == f"ssvm: ConfigError: Invalid settings [{default}]. Correct these keys:"
+    assert [line.startswith(f"  {key}") for line, key in zip(lines, keys, strict=True)] == [True, True], lines
+    assert main(["config", "check", "--json"]) == 2
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["problems"] == [line.strip() for line in lines]
+    assert shown["what"] == f"Invalid settings: {'; '.join(shown['problems'])}"
+
+
+def test_doctor_has_a_row_for_each_problem(default: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """doctor shows each problem of the settings in its own row, with the file."""
     default.parent.mkdir()
     default.write_text('zoen = "a"\n[broker]\nulr = "redis://x"\n')
-
-    assert main(["config", "check"]) != 0
-    shown = capsys.readouterr().err
-    assert "did you mean zone?" in shown
-    assert "did you mean url?" in shown
+    assert main(["doctor", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    details = [f"broker.ulr: unknown, did you mean url? [{default}]", f"zoen: unknown, did you mean zone? [{default}]"]
+    assert [(row["check"], row["state"], row["detail"]) for row in rows] == [
+        ("settings", "failed", detail) for detail in details
+    ]
