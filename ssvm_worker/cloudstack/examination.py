@@ -88,8 +88,11 @@ def _trust(settings: Settings) -> Finding:
     if section.insecure:
         what = "insecure = true: any server gets the secrets of all stores. Set ca_file or fingerprint"
         return Finding("trust", True, what, warning=True)
-    if section.ca_file and not section.ca_file.is_file():
-        what = f"{section.ca_file} does not exist. Copy the server's cloud.ca.crt (cacertificates of issueCertificate)"
+    try:
+        if section.ca_file:
+            LinkTrust(section.ca_file).authorities()
+    except LinkLost as error:
+        what = f"{error.what} [{error.where}]. Copy the server's cloud.ca.crt (cacertificates of issueCertificate)"
         return Finding("trust", False, what)
     return Finding("trust", True, f"the server must show {section.ca_file or section.fingerprint}")
 
@@ -138,7 +141,8 @@ def _clock(servers: tuple[str, ...], port: int) -> Finding:
             what = f"this host is {abs(skew):.0f} s {order} {host}. Certificates and uploads depend on it: set up NTP"
             return Finding("clock", True, what, warning=True)
         return Finding("clock", True, f"differs from {host} by less than {_MAX_SKEW_S:.0f} s")
-    return Finding("clock", True, f"not compared: no server has answered at port {port}. Compare `date -u` by hand")
+    what = f"not compared: no server has answered at port {port}. Compare `date -u` by hand"
+    return Finding("clock", True, what, warning=True)
 
 
 def _guid(settings: Settings) -> Iterator[Finding]:

@@ -82,7 +82,7 @@ class LinkTrust:
         if self.ca_file is None and self.fingerprint is None:
             return
         digest = fingerprint_of(shown)
-        expected = [self.fingerprint] if self.fingerprint else [fingerprint_of(each) for each in self._authorities()]
+        expected = [self.fingerprint] if self.fingerprint else [fingerprint_of(each) for each in self.authorities()]
         if not any(hmac.compare_digest(digest, each) for each in expected if each):
             raise LinkLost(
                 f"The server's certificate has the fingerprint {digest}, which is not expected",
@@ -90,7 +90,8 @@ class LinkTrust:
                 "If the server has a new authority, update ca_file or fingerprint in [cloudstack]",
             )
 
-    def _authorities(self) -> list[bytes]:
+    def authorities(self) -> list[bytes]:
+        """Return the certificates of *ca_file* in DER. Raise LinkLost if the file has none, or is unreadable now."""
         assert self.ca_file
         try:
             found = [

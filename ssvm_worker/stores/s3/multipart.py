@@ -200,13 +200,16 @@ def abandoned_uploads_rule(bucket: Bucket, root: str) -> str | None:
     """Return a command that adds a lifecycle rule to the bucket and keeps its other rules.
 
     The rule aborts abandoned uploads below *root*, even if the worker's clean-up never runs again. If the bucket has
-    such a rule, the command is empty. None: the server does not report its rules, so that none can be added.
+    such a rule, the command is empty. None: the server has no lifecycle rules. Raises all other errors of the SDK.
     """
     try:
         rules: list[Any] = list(bucket.client.get_bucket_lifecycle_configuration(Bucket=bucket.name).get("Rules", []))
     except ClientError as error:
-        if code_of(error)[0] != "NoSuchLifecycleConfiguration":
+        code, status = code_of(error)
+        if status in (405, 501):  # MethodNotAllowed, NotImplemented
             return None
+        if code != "NoSuchLifecycleConfiguration":
+            raise
         rules = []
     for rule in rules:
         # A rule with other filters than a prefix does not count.

@@ -78,7 +78,8 @@ def state(finding: Finding) -> str:
 def test_all_is_well(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
     """With the right certificate at a strict server, no check fails or warns, except about public links."""
     settings = settings_of(server, broker, tmp_path, **files(server.authority.issue("127.0.0.1")))
-    found = examine(settings)
+    with clock(0) as port:
+        found = examine(settings, web_port=port)
     assert {name: state(each) for name, each in found.items()} == {
         "server": "ok",
         "trust": "ok",
@@ -231,6 +232,21 @@ def test_clock(server: ManagementServer, broker: Broker, tmp_path: Path, offset_
         finding = examine(settings_of(server, broker, tmp_path), web_port=port)["clock"]
     assert state(finding) == expected
     assert ("ahead of" in finding.detail, "behind" in finding.detail) == (offset_s < 0, offset_s > 0)
+
+
+def test_unknown_clock(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """If no server shows its time, a warning says that the clocks were not compared."""
+    finding = examine(settings_of(server, broker, tmp_path))["clock"]
+    assert (state(finding), "not compared" in finding.detail) == ("warning", True)
+
+
+@pytest.mark.parametrize("content", ["", "-----BEGIN CERTIFICATE-----\nA\n-----END CERTIFICATE-----\n"])
+def test_trust_without_certificate(server: ManagementServer, broker: Broker, tmp_path: Path, content: str) -> None:
+    """A ca_file without a usable certificate is a failure, also if no server can be reached."""
+    (tmp_path / "odd.crt").write_text(content)
+    server.stop()
+    finding = examine(settings_of(server, broker, tmp_path, ca_file=str(tmp_path / "odd.crt")))["trust"]
+    assert (state(finding), str(tmp_path / "odd.crt") in finding.detail) == ("failed", True)
 
 
 def test_guid(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:

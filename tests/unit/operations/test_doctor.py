@@ -8,6 +8,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from tests.servers.broker import Broker
 from tests.servers.disk import SmallDisk, require_mounts
 from tests.servers.rclone import RcloneS3
 from tests.servers.s3 import S3Server
+from tests.servers.versity import VersityS3
 
 
 def conversion(scratch: Path | None) -> Finding:
@@ -100,10 +102,34 @@ def test_s3(s3_server: S3Server, tmp_path: Path) -> None:
 
 
 def test_s3_that_may_not_be_written(rclone_s3: RcloneS3, tmp_path: Path) -> None:
-    """Unknown keys and a missing bucket are failures, but the hint is not."""
+    """A missing bucket is a failure, and doctor warns that it did not see the rules of the bucket."""
     store, uploads = archive(rclone_s3, tmp_path, "no-such-bucket")
-    assert (store.ok, uploads.ok) == (False, True)
+    assert (store.ok, uploads.ok, uploads.warning) == (False, True, True)
     assert "no-such-bucket" in store.detail
+    assert "not checked whether the bucket does so too: StoreDenied" in uploads.detail
+
+
+@pytest.mark.parametrize("server", ["s3_server", "rclone_s3", "versity_s3"])
+def test_s3_that_refuses_the_keys(server: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """If S3 refuses the keys, doctor does not say that a rule of the bucket is in order."""
+    running = request.getfixturevalue(server)
+    bucket = running.make_bucket()
+    refused = SimpleNamespace(
+        endpoint=running.endpoint,
+        access_key=running.access_key,
+        secret_key="wrong",
+        ca_file=getattr(running, "ca_file", None),
+    )
+    store, uploads = archive(refused, tmp_path, bucket)
+    assert (store.as_dict()["state"], uploads.as_dict()["state"]) == ("failed", "warning")
+    assert "not checked whether the bucket does so too: StoreDenied" in uploads.detail
+
+
+def test_s3_without_rules(versity_s3: VersityS3, tmp_path: Path) -> None:
+    """A server without lifecycle rules is no warning."""
+    store, uploads = archive(versity_s3, tmp_path, versity_s3.make_bucket())
+    assert (store.as_dict()["state"], uploads.as_dict()["state"]) == ("ok", "ok")
+    assert "the server has no lifecycle rules" in uploads.detail
 
 
 JOB = NewJob("j1", "download", "z", "download", {"url": "http://x/y"})
