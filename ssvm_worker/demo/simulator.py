@@ -24,7 +24,8 @@ from ssvm_worker.errors import ConfigError, SourceUnavailable
 from .go_program import build_program
 from .progress_markers import with_progress_markers
 
-_SOURCES = Path(__file__).parent / "vcsim"
+#: The directory of the Go sources.
+SOURCES = Path(__file__).parent / "vcsim"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SimulatedMachine:
 
 def build() -> Path:
     """Return the path of the simulator's program. See ``build_program``."""
-    return build_program("vcsim", _SOURCES)
+    return build_program("vcsim", SOURCES)
 
 
 class VCenterSimulator:

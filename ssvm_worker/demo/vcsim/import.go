@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -44,7 +43,7 @@ func (p *pool) ImportVApp(ctx *simulator.Context, req *types.ImportVApp) soapFau
 		return res
 	}
 	it := ctx.Session.Get(body.Res.Returnval).(*simulator.HttpNfcLease)
-	if !settled(ctx, it) || it.Info == nil {
+	if !settled(ctx, it) {
 		return res
 	}
 	p.world.dressImport(it, now)
@@ -61,10 +60,13 @@ func (p *pool) ImportVApp(ctx *simulator.Context, req *types.ImportVApp) soapFau
 }
 
 // settled waits for the simulator's task that creates the VM, and returns whether it succeeded.
+// The task sets the lease's state before its info, under the lock and with the call's context.
+// A lock does not exclude its own context, so this function needs another one.
 func settled(ctx *simulator.Context, it *simulator.HttpNfcLease) bool {
+	own := apart(ctx)
 	for range 300_000 {
 		state := types.HttpNfcLeaseStateInitializing
-		ctx.WithLock(it, func() { state = it.State })
+		own.WithLock(it, func() { state = it.State })
 		if state != types.HttpNfcLeaseStateInitializing {
 			return state == types.HttpNfcLeaseStateReady
 		}
@@ -89,7 +91,7 @@ func (w *world) dressImport(it *simulator.HttpNfcLease, now faults) {
 
 // undoWhenLost registers the removal of the VM for the case that the lease does not complete.
 func (w *world) undoWhenLost(ctx *simulator.Context, it *simulator.HttpNfcLease) {
-	own := &simulator.Context{Context: context.Background(), Session: ctx.Session, Map: ctx.Map}
+	own := apart(ctx)
 	vm := it.Info.Entity
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -158,11 +158,16 @@ func deviceKey(devices object.VirtualDeviceList, vm string, it types.HttpNfcLeas
 	return it.Key
 }
 
+// apart returns a context of the same session that outlives the call and shares none of its locks.
+func apart(ctx *simulator.Context) *simulator.Context {
+	return &simulator.Context{Context: context.Background(), Session: ctx.Session, Map: ctx.Map}
+}
+
 // watch records a lease, and expires it when it is not renewed in time.
 func (w *world) watch(ctx *simulator.Context, it *simulator.HttpNfcLease, now faults) {
 	mine := &lease{outcome: "open", last: time.Now(), expired: make(chan struct{}), vm: it.Info.Entity, it: it}
 	mine.chosen, mine.sent = map[string]string{}, map[string]*sums{}
-	own := &simulator.Context{Context: context.Background(), Session: ctx.Session, Map: ctx.Map}
+	own := apart(ctx)
 	mine.expire = func() {
 		w.mu.Lock()
 		open := mine.outcome == "open"

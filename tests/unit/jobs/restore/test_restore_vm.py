@@ -306,14 +306,13 @@ def test_one_that_another_job_made(restores: Restores) -> None:
 
 
 SIZE = 599_040  # of the first disk's stream
-# An upload may also meet status 404 (LeaseLost): rarely, the simulator does not find a disk of the new VM.
 FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
-    "the upload is cut at its first byte": ({"put": {"do": "cut", "at": 0}}, Retryable),
-    "the upload is cut in the middle": ({"put": {"do": "cut", "at": 300_000}}, Retryable),
-    "the upload is cut in its last sector": ({"put": {"do": "cut", "at": SIZE - 100}}, Retryable),
-    "the second upload is cut": ({"put": {"file": "disk-1.vmdk", "do": "cut", "at": 1}}, Retryable),
+    "the upload is cut at its first byte": ({"put": {"do": "cut", "at": 0}}, SourceUnavailable),
+    "the upload is cut in the middle": ({"put": {"do": "cut", "at": 300_000}}, SourceUnavailable),
+    "the upload is cut in its last sector": ({"put": {"do": "cut", "at": SIZE - 100}}, SourceUnavailable),
+    "the second upload is cut": ({"put": {"file": "disk-1.vmdk", "do": "cut", "at": 1}}, SourceUnavailable),
     "the lease expires in the middle": ({"put": {"do": "expire", "at": 300_000}}, Retryable),
-    "status 503": ({"put": {"status": 503}}, Retryable),
+    "status 503": ({"put": {"status": 503}}, SourceUnavailable),
     "status 404": ({"put": {"status": 404}}, Retryable),
     "the lease ends in an error": ({"lease_error": "Timedout"}, LeaseLost),
     "no privilege to import": ({"calls": {"ImportVApp": "NoPermission"}}, SourceDenied),
@@ -356,11 +355,11 @@ def test_never_ready(restores: Restores) -> None:
 def test_again_after_a_fault(restores: Restores) -> None:
     """An attempt after a failed one makes the VM, once vSphere has deleted the failed one's files."""
     restores.vcenter.fault(put={"file": "disk-1.vmdk", "do": "cut", "at": 100, "times": 1})
-    with pytest.raises(Retryable):
+    with pytest.raises(SourceUnavailable):
         restore.run(asked(), restores.attempt())
     made = None
     while made is None:
-        with contextlib.suppress(Retryable):  # its files disappear shortly after the VM
+        with contextlib.suppress(SourceUnavailable):  # its files disappear shortly after the VM
             made = restore.run(asked(), restores.attempt(number=2))["vm"]
     assert made == restores.find()
 
