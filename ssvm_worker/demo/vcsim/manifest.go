@@ -24,8 +24,11 @@ type sums struct {
 	stored string
 }
 
-// digests contains the checksums in hex.
-type digests struct{ sha1, sha256 string }
+// digests contains the checksums in hex, and the size of the data that they are about.
+type digests struct {
+	sha1, sha256 string
+	size         int64
+}
 
 // known contains the digests of stored files.
 var known sync.Map
@@ -57,7 +60,7 @@ func (s *sums) digests() digests {
 		s.sha256.Reset()
 		_, _ = io.CopyN(io.MultiWriter(s.sha1, s.sha256), file, s.size)
 	}
-	found := digests{hex.EncodeToString(s.sha1.Sum(nil)), hex.EncodeToString(s.sha256.Sum(nil))}
+	found := digests{hex.EncodeToString(s.sha1.Sum(nil)), hex.EncodeToString(s.sha256.Sum(nil)), s.size}
 	if key != "" {
 		known.Store(key, found)
 	}
@@ -97,7 +100,7 @@ func (l *checkedLease) HttpNfcLeaseGetManifest(*types.HttpNfcLeaseGetManifest) s
 			continue
 		}
 		found := sent.digests()
-		entry := types.HttpNfcLeaseManifestEntry{Key: each.Key, Size: sent.size, Disk: *each.Disk, Sha1: found.sha1}
+		entry := types.HttpNfcLeaseManifestEntry{Key: each.Key, Size: found.size, Disk: *each.Disk, Sha1: found.sha1}
 		if l.mine.chosen[each.Key] == "sha256" {
 			entry.ChecksumType, entry.Checksum = "sha256", found.sha256
 		}

@@ -327,10 +327,14 @@ func (w *world) setFaults(rw http.ResponseWriter, r *http.Request) {
 // state returns the clients' requests since the start, and the present snapshots and leases.
 func (w *world) state(rw http.ResponseWriter, _ *http.Request) {
 	var names []string
+	own := apart(w.service.Context)
 	for _, each := range w.registry.All("VirtualMachine") {
-		if vm := each.(*simulator.VirtualMachine); vm.Snapshot != nil {
-			names = append(names, snapshotNames(vm.Snapshot.RootSnapshotList)...)
-		}
+		vm := each.(*simulator.VirtualMachine)
+		own.WithLock(vm, func() { // a task may change the snapshots
+			if vm.Snapshot != nil {
+				names = append(names, snapshotNames(vm.Snapshot.RootSnapshotList)...)
+			}
+		})
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
