@@ -1,6 +1,6 @@
 """``ssvm cleanup``, for cron: prints one line if there was something to remove, else nothing.
 
-With ``--dry-run`` a person reads it, so it also says that there is nothing.
+With ``--dry-run`` a person reads it, so it also says that there is nothing. The log on standard error has the problems.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def _text(result: dict[str, Any]) -> str:
     if result["dry_run"]:
         for each in result["found"]:
             lines.append(f"{each['what']} {each['store']}:{each['where']} ({human_size(each['bytes'])}): {each['why']}")
-    lines += [f"{name} is not cleaned up: {error['message']}" for name, error in result["failed"].items()]
     if counts:
         removed = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items())
         verb = "would remove" if result["dry_run"] else "removed"
         lines.append(f"cleanup {verb} {removed}: {human_size(result['bytes'])}")
     if result["dry_run"] and not lines:
-        lines = ["cleanup would remove nothing"]
+        unseen = f". Not examined: {', '.join(result['failed'])}" if result["failed"] else ""
+        lines = [f"cleanup would remove nothing{unseen}"]
     return "\n".join(map(printable, lines))

@@ -93,6 +93,7 @@ def run_here(
             services,
             token=claim.token,
             publish=trace.show,
+            is_foreground=True,
             stop_reason=lambda: stop[0] if stop else claim.stop_reason(),
             confirm=claim.confirm,
         )

@@ -82,7 +82,7 @@ def examine_vcenter(settings: Settings, name: str, vm: str | None, target: VmTar
         else:
             machine = session.find_vm(vm)
             disks = machine.hardware().disks
-            found = preflight(machine, assembly.Stores(settings), disks, own_snapshot=True)
+            found = preflight(machine, assembly.Stores(settings, answering=True), disks, own_snapshot=True)
     details = [f"{each.detail}. {each.remedy}" if each.remedy else each.detail for each in found]
     return [
         Finding(each.check, each.state != "error", detail, each.state == "warning")

@@ -89,13 +89,17 @@ def make_attempt(
     services: JobServices | None = None,
     *,
     publish: Callable[[dict[str, Any]], None] = lambda _: None,
+    is_foreground: bool = False,
     **options: Unpack[AttemptOptions],
 ) -> Attempt:
-    """Return an attempt at a job with all its stores and services. *publish* gets its progress."""
+    """Return an attempt at a job with all its stores and services. *publish* gets its progress.
+
+    *is_foreground*: a person waits, so a store that hangs gives an error in time.
+    """
     forget_silence()
     return Attempt(
         job_id=job_id,
-        stores=Stores(settings),
+        stores=Stores(settings, answering=is_foreground),
         services=services or open_services(settings, shared_slots=False),
         settings=settings,
         progress=Progress(publish),

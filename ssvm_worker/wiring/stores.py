@@ -26,19 +26,26 @@ def _unchecked() -> None:
 class Stores(Mapping[str, Store]):
     """Image stores of the settings by name. Each is opened at its first use."""
 
-    def __init__(self, settings: Settings, check: Check = _unchecked) -> None:
-        """Stores call *check* while they wait for their server. It must raise if the caller must stop."""
+    def __init__(self, settings: Settings, check: Check = _unchecked, *, answering: bool = False) -> None:
+        """Stores call *check* while they wait for their server. It must raise if the caller must stop.
+
+        *answering*: a person waits. The first use of a store that hangs raises StoreUnavailable.
+        """
         self._settings = settings
         self._check = check
+        self._answering = answering
         self._opened: dict[str, Store] = {}
 
     def checked(self, check: Check) -> Stores:
         """Return the same stores with another *check*. They are opened again."""
-        return Stores(self._settings, check)
+        return Stores(self._settings, check, answering=self._answering)
 
     def __getitem__(self, name: str) -> Store:
         if name not in self._opened:
-            self._opened[name] = _open(name, self._settings, self._check)
+            store = _open(name, self._settings, self._check)
+            if self._answering:
+                _require_answer(store)
+            self._opened[name] = store
         return self._opened[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -61,15 +68,20 @@ def open_store_named(settings: Settings, name: str, check: Check = _unchecked) -
 
 
 def open_answering_store(settings: Settings, name: str, check: Check = _unchecked) -> Store:
-    """Open a store for a person who waits. Raise StoreUnavailable if the file system of a directory does not answer.
+    """Open a store for a person who waits. Raise StoreUnavailable if the file system of a directory does not answer."""
+    store = open_store_named(settings, name, check)
+    _require_answer(store)
+    return store
+
+
+def _require_answer(store: Store) -> None:
+    """Raise StoreUnavailable if the file system of a directory does not answer.
 
     Nothing ends a call to a file system that hangs, so a child process makes the first one. The other kinds of stores
     have timeouts.
     """
-    store = open_store_named(settings, name, check)
     if store.url.startswith("file://") and probe(store.url.removeprefix("file://"), _ANSWER_S).state == HUNG:
         raise _silent(store.url, "Check the mount of this directory and its server. Jobs for the store wait for it")
-    return store
 
 
 def _silent(url: str, remedy: str) -> StoreUnavailable:

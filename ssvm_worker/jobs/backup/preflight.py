@@ -28,7 +28,7 @@ def preflight(
     if own_snapshot:
         findings += check_datastores(vm)
     max_bytes = sum(disk.capacity for disk in disks)
-    return findings + [_check_space(store, max_bytes, number == 0) for number, store in enumerate(stores.values())]
+    return findings + [_check_space(stores, name, max_bytes, number == 0) for number, name in enumerate(stores)]
 
 
 def refuse(findings: Sequence[PreflightFinding], where: str) -> list[dict[str, Any]]:
@@ -46,11 +46,11 @@ def refuse(findings: Sequence[PreflightFinding], where: str) -> list[dict[str, A
     return [each.as_dict() for each in warnings]
 
 
-def _check_space(store: Store, max_bytes: int, is_primary: bool) -> PreflightFinding:
+def _check_space(stores: Mapping[str, Store], name: str, max_bytes: int, is_primary: bool) -> PreflightFinding:
     """Check a store's free space. The compressed size of the disks is unknown, so little space is only a warning."""
-    check = f"room on {store.name}"
+    check = f"room on {name}"
     try:
-        free = store.usage().free
+        free = stores[name].usage().free  # a store is opened here, and this may fail too
     except Cancelled:
         raise
     except WorkerError as error:

@@ -273,10 +273,14 @@ def test_cron_as_json(cron: None, capsys: pytest.CaptureFixture[str]) -> None:
 def test_cron_with_a_store_away(
     cron: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An absent store is named, and the exit status means a temporary error."""
+    """An absent store is named once, on standard error, and the exit status means a temporary error."""
     monkeypatch.setenv("SSVM_STORES__ARCHIVE__URL", f"file://{tmp_path}/nowhere")
-    assert main(["cleanup"]) == 75
-    assert "archive is not cleaned up: The store's directory does not exist" in capsys.readouterr().out
+    for argv in (["cleanup"], ["cleanup", "--dry-run"]):
+        assert main(argv) == 75
+        shown = capsys.readouterr()
+        assert shown.err.count("archive is not cleaned up: The store's directory does not exist") == 1
+        assert "is not cleaned up" not in shown.out
+    assert shown.out == "cleanup would remove nothing. Not examined: archive\n"
 
 
 class Counting(NullJobs):
