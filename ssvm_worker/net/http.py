@@ -38,7 +38,7 @@ from ssvm_worker.units import KiB
 
 from .address_policy import AddressRule
 from .proxy import Proxy, refuse_address
-from .sockets import TICK, Check, ConnectOptions, StallWatch, WatchedSocket, WatchedTLSSocket, connect, secure
+from .sockets import FILL_S, TICK, Check, ConnectOptions, StallWatch, WatchedSocket, WatchedTLSSocket, connect, secure
 from .tls import tls_context
 from .urls import WebUrl
 
@@ -198,12 +198,16 @@ class HttpAnswer(HTTPResponse):
     # http.client calls the next three methods for the chunks of a body.
 
     def _read_chunked(self, amt: int | None = None) -> bytes:
-        """Read some bytes. Keep the end of the connection after whole chunks for the next call: it loses no bytes."""
+        """Read some bytes, and wait for further chunks of HTTP during FILL_S.
+
+        Keep the end of the connection after whole chunks for the next call: it loses no bytes.
+        """
         if self._body_error is not None:
             raise self._body_error
         parts: list[bytes] = []
+        until = math.inf if amt is None else time.monotonic() + FILL_S
         try:
-            while amt != 0 and (left := self._get_chunk_left()):  # type: ignore[attr-defined]
+            while amt != 0 and (not parts or time.monotonic() < until) and (left := self._get_chunk_left()):  # type: ignore[attr-defined]
                 size = left if amt is None else min(amt, left)
                 parts.append(self._safe_read(size))  # type: ignore[attr-defined]
                 self.chunk_left = left - size

@@ -31,7 +31,7 @@ TICK = 0.5
 #: Reads of at least this size continue while bytes arrive quickly. Smaller reads belong to a header parser.
 _FILL_FROM = 64 * KiB
 #: The longest time in seconds that one large read continues.
-_FILL_S = 0.1
+FILL_S = 0.1
 #: Seconds between the arrival of data and its read, because every segment wakes the reader. They double within one
 #: large read, up to the maximum: a slow peer sends little after the first data.
 _NAP_S, _MAX_NAP_S = 0.0001, 0.008
@@ -180,7 +180,7 @@ class WatchedSocket(socket.socket):
             raise self._pending_error
         self._nap_s = _NAP_S
         got = self._read(view)
-        until = time.monotonic() + _FILL_S
+        until = time.monotonic() + FILL_S
         try:
             while 0 < got < len(view) >= _FILL_FROM and self._pending_error is None and time.monotonic() < until:
                 more = self._read(view[got:])

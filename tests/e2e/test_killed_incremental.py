@@ -23,10 +23,10 @@ pytestmark = pytest.mark.e2e
 
 def test_killed(bench: Bench, tmp_path: Path) -> None:
     """The next worker uses and counts a killed worker's complete packs, and its incomplete ones are deleted."""
-    vm = make_vm(bench.vcenter, 540 * GRAIN)
-    write(bench.vcenter, vm, os.urandom(540 * GRAIN))
+    vm = make_vm(bench.vcenter, 620 * GRAIN)
+    write(bench.vcenter, vm, os.urandom(620 * GRAIN))
     bench.vcenter.fault(
-        lease_timeout=math.ceil(2 * CLAIM_S), get={"file": "disk-0.vmdk", "do": "stall", "at": 530 * GRAIN}
+        lease_timeout=math.ceil(2 * CLAIM_S), get={"file": "disk-0.vmdk", "do": "stall", "at": 600 * GRAIN}
     )
     with start_worker(bench, vm, tmp_path, mode="incremental") as worker:
         while not packs(FileStore("primary", tmp_path)):

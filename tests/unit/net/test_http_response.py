@@ -6,7 +6,7 @@ import dataclasses
 import re
 import socket
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -58,6 +58,23 @@ def chunked(body: bytes, trailers: bytes = b"", extension: bytes = b"") -> bytes
 def said(raw_server: Serve, answer: bytes, settings: HttpSettings = LOOPBACK) -> bytes:
     """Return what a source reads from a server that sends exactly those bytes."""
     return gather(HttpSource(raw_server(lambda connection, _: connection.sendall(answer)).url, settings))
+
+
+def test_slow_chunks(raw_server: Serve) -> None:
+    """A source gives what a slow server has sent, and does not wait until a large chunk is complete."""
+    received = threading.Event()
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(CHUNKED)
+        while not received.wait(0.05):
+            connection.sendall(b"1\r\nx\r\n")
+        connection.sendall(b"0\r\n\r\n")
+
+    with closing(HttpSource(raw_server(answer).url, LOOPBACK).open()) as chunks:
+        first = next(chunks)
+        received.set()
+        assert set(first) == set(b"x")
+        assert set(b"".join(chunks)) <= set(b"x")
 
 
 # Interim answers

@@ -24,7 +24,7 @@ from ssvm_worker.streaming.interfaces import CHUNK, Source
 from ssvm_worker.streaming.pipeline import Resuming
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.neighbours import free_port
-from tests.servers.http import Behaviour, HttpServer
+from tests.servers.http import PIECE, Behaviour, HttpServer
 
 LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)))
 #: The origin's headers for a file that has not changed for a while.
@@ -89,7 +89,7 @@ def test_whole(http_server: HttpServer, behaviour: dict[str, object]) -> None:
 def test_tiny_chunks_are_joined(http_server: HttpServer) -> None:
     """Tiny chunks of a chunked body are joined."""
     it = source(http_server.serve("image", DATA, chunked=True))
-    assert len(list(it.open())) == len(DATA) // CHUNK + 1
+    assert len(list(it.open())) < len(DATA) // PIECE // 2
 
 
 def test_request_headers(http_server: HttpServer) -> None:
