@@ -58,7 +58,7 @@ class _Plan(NamedTuple):
 
 
 BENCHES = {
-    "download": _Plan(download.bench, (2 * GiB,)),
+    "download": _Plan(download.bench, (2 * GiB,), 5),
     "download_s3": _Plan(download_s3.bench, (GiB,)),
     "connections": _Plan(connections.bench, (256 * MiB,), 1),
     "decompress": _Plan(decompress.bench, (256 * MiB,), 1),

@@ -45,6 +45,8 @@ class Contender:
     warm_target: float | None = 1.0
     #: Measures a run that is no command.
     measure: Callable[[], Cost] | None = None
+    #: Whether it does nothing but the parts of our work. Then no program is much faster, and it counts as a bound.
+    is_bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,14 @@ class Parts:
     #: Wall seconds in which all others wait for an S3 server, which joins the parts of an upload.
     join: float = 0.0
 
-    def bounds(self, served: float) -> dict[str, float]:
-        """Return the shortest wall time of our two sides: all cores are always busy, or one part takes as long."""
+    def bounds(self, served: float, bare: float = 0.0) -> dict[str, float]:
+        """Return the shortest wall time of our two sides: all cores are always busy, or one part takes as long.
+
+        *bare*: the wall time in seconds of a program that does only these parts.
+        """
         parts = [*self.seconds.values(), served]
         longest = max(parts if self.one_connection else self.seconds.values())
-        warm = max(longest, (sum(parts) - self.join) / len(os.sched_getaffinity(0)) + self.join)
+        warm = max(longest, (sum(parts) - self.join) / len(os.sched_getaffinity(0)) + self.join, bare)
         return {OURS: warm + self.start, WARM: warm}
 
     def row(self, bench: str, served: float) -> Row:
@@ -150,8 +155,9 @@ def contest(
     """Run all contenders in turn and compare each of our sides with each peer.
 
     Our side in a worker runs once before, because its first job imports libraries. Each round starts with another
-    contender. The context manager *fresh* encloses each run. With *parts*, add a row with the bound. If a target is
-    above the bound, 0.9 of the bound is enough. Raises Broken if a contender does not produce exactly *size* bytes.
+    contender. The context manager *fresh* encloses each run. With *parts*, add a row with the bound. A bare program is
+    a bound, too. If a target is above the bound, 0.9 of the bound is enough. Raises Broken if a contender does not
+    produce exactly *size* bytes.
     """
     costs: dict[str, list[Cost]] = {each.name: [] for each in contenders}
     for each in contenders:
@@ -165,10 +171,11 @@ def contest(
                 costs[each.name].append(_run_one(each, size))
     rows, peers = [], [each for each in contenders if each.name not in _SIDES]
     served = min((cost.served for each in peers for cost in costs[each.name]), default=0.0)
+    bare = max((_median(costs[each.name]).wall for each in contenders if each.is_bare), default=0.0)
     # What was reached once is possible: a server may use several cores for one connection.
     bounds = {
         side: min(bound, *(each.wall for each in costs[side]))
-        for side, bound in (parts.bounds(served) if parts else {}).items()
+        for side, bound in (parts.bounds(served, bare) if parts else {}).items()
         if side in costs
     }
     for peer in peers:

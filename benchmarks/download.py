@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import trustme
 
@@ -81,19 +82,22 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     with serving(nginx, scratch, "image.raw", digest) as site, warm_worker(site.config) as worker:
         plain, secure = (own_sides(site.config, worker, "download", *job(site, url)) for url in site.urls)
         plain_parts, secure_parts = _parts(site, size)
-        sides = [*plain, *curl(site, site.plain, 1.0, 1.1), *_aria2(site)]
+        program = bare_program(scratch)
+        sides = [*plain, *curl(site, site.plain, 1.0, 1.1), *_aria2(site), *_bare(program, site, site.plain)]
         rows = contest("download, HTTP", sides, size, runs, parts=plain_parts)
-        sides = [*secure, *curl(site, site.secure, 0.8, 0.9)]
+        sides = [*secure, *curl(site, site.secure, 0.8, 0.9), *_bare(program, site, site.secure)]
         rows += contest("download, TLS", sides, size, runs, parts=secure_parts)
-    return rows + [left_out("download", f"{each} is not installed") for each in ("curl", "aria2c") if not found(each)]
+    missing = [each for each in ("curl", "aria2c") if not found(each)]
+    missing += [] if program else ["cc, or a header of OpenSSL,"]
+    return rows + [left_out("download", f"{each} is not installed") for each in missing]
 
 
 def _parts(site: Site, size: int) -> Iterator[Parts | None]:
     """Measure the parts of a download over HTTP, then over TLS, without the server. Yield None without curl."""
     own = {"SHA-256": hash_s(size), "write": write_s(site.root / "out", size)}
-    start = start_s("requests", "pydantic")
     program = found("curl")
     for url in site.urls:
+        start = start_s("requests", "pydantic", tls=url == site.secure)
         yield Parts({**own, "receive": receive_s(program, url, site.ca)}, start) if program else None
 
 
@@ -200,6 +204,25 @@ def curl(site: Site, url: str, target: float, warm_target: float | None = None) 
         return []
     command = [program, "-sS", "--fail", "--cacert", str(site.ca), "-o", str(site.root / "out/image.raw"), url]
     return [Contender("curl -o", command, taker(site.root / "out", "image.raw"), {}, target, warm_target)]
+
+
+def bare_program(directory: Path) -> Path | None:
+    """Build bare.c below a directory and return the program. Return None without a compiler or OpenSSL's headers."""
+    program, source = directory / "bare", Path(__file__).with_name("bare.c")
+    if not (compiler := found("cc")):
+        return None
+    command = [compiler, "-O2", "-o", str(program), str(source), "-lssl", "-lcrypto", "-lpthread"]
+    return program if subprocess.run(command, capture_output=True, check=False).returncode == 0 else None
+
+
+def _bare(program: Path | None, site: Site, url: str) -> Sequence[Contender]:
+    """Return the program that only receives, hashes and writes. There is no target."""
+    if not program:
+        return []
+    parts = urlsplit(url)
+    authority = [str(site.ca)] if parts.scheme == "https" else []
+    command = [str(program), str(parts.port), parts.path, str(site.root / "out/image.raw"), *authority]
+    return [Contender("bare C program", command, taker(site.root / "out", "image.raw"), {}, None, None, is_bare=True)]
 
 
 def _aria2(site: Site) -> Sequence[Contender]:

@@ -67,7 +67,8 @@ def receive_s(curl: str, url: str, ca: Path) -> float:
     return statistics.median(run(command).cpu for _ in range(_TIMES))
 
 
-def start_s(*modules: str) -> float:
-    """Return the wall seconds of a Python that only imports these libraries."""
-    command = [sys.executable, "-c", f"import {', '.join(modules)}"]
+def start_s(*modules: str, tls: bool = False) -> float:
+    """Return the wall seconds of a Python that only imports these libraries. *tls*: and loads the authorities."""
+    context = "; import ssl; ssl.create_default_context()" if tls else ""
+    command = [sys.executable, "-c", f"import {', '.join(modules)}{context}"]
     return statistics.median(run(command).wall for _ in range(_TIMES))

@@ -34,7 +34,7 @@ _FILL_FROM = 64 * KiB
 FILL_S = 0.1
 #: Seconds between the arrival of data and its read, because every segment wakes the reader. They double within one
 #: large read, up to the maximum: a slow peer sends little after the first data.
-_NAP_S, _MAX_NAP_S = 0.0001, 0.008
+_NAP_S, _MAX_NAP_S = 0.0001, 0.001
 #: The maximum of bytes that ``peek`` returns from a TCP socket.
 _PEEKED = 64 * KiB
 #: Bytes of TLS records in one read or write of the kernel. More than 512 KiB is no faster.
