@@ -9,11 +9,8 @@ import pytest
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable
 from ssvm_worker.streaming.interfaces import BURST, CHUNK
-from ssvm_worker.streaming.pipeline import QUEUE_SIZE, SinkThread
+from ssvm_worker.streaming.pipeline import DEPTH, SinkThread
 from tests.waiting import PATIENCE_S
-
-#: The number of small chunks that a queue holds.
-DEPTH = QUEUE_SIZE // CHUNK
 
 
 def nothing() -> None:
@@ -108,11 +105,9 @@ def test_bounded(stuck: Stuck) -> None:
         lane.put(b"one too many", cancel)
 
 
-@pytest.mark.parametrize(
-    "sizes", [[BURST, BURST], [BURST, CHUNK, CHUNK, CHUNK], [1] * 7], ids=["bursts", "mixed", "tiny"]
-)
+@pytest.mark.parametrize("sizes", [[BURST, BURST], [BURST, CHUNK, CHUNK], [1] * DEPTH], ids=["bursts", "mixed", "tiny"])
 def test_bounded_in_bytes(stuck: Stuck, sizes: list[int]) -> None:
-    """A queue holds QUEUE_SIZE bytes, and each tiny chunk counts as one of CHUNK bytes."""
+    """A queue holds QUEUE_SIZE bytes, and at most DEPTH chunks of any size."""
     lane = SinkThread("disk", stuck)
     lane.put(b"first", nothing)
     assert stuck.taken.wait(PATIENCE_S)
