@@ -42,7 +42,7 @@ def part_size(number: int, min_size: int, size_hint: int | None, sent: int) -> i
     """Return the bytes of part *number* (from 1) after *sent* bytes.
 
     Up to the hint all parts have the same size. Beyond it, or without a hint, they grow, so that MAX_PARTS suffice.
-    The parts of an object of more than BUDGET * 9000 bytes, 281 GiB, are larger than BUDGET. Then the upload holds one
+    The parts of an object of more than BUDGET * 9000 bytes, 237 GiB, are larger than BUDGET. Then the upload holds one
     part in memory.
     """
     if size_hint and sent < size_hint:

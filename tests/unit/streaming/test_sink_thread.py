@@ -105,7 +105,9 @@ def test_bounded(stuck: Stuck) -> None:
         lane.put(b"one too many", cancel)
 
 
-@pytest.mark.parametrize("sizes", [[BURST, BURST], [BURST, CHUNK, CHUNK], [1] * DEPTH], ids=["bursts", "mixed", "tiny"])
+@pytest.mark.parametrize(
+    "sizes", [[BURST, BURST], [BURST, CHUNK, CHUNK, CHUNK], [1] * DEPTH], ids=["bursts", "mixed", "tiny"]
+)
 def test_bounded_in_bytes(stuck: Stuck, sizes: list[int]) -> None:
     """A queue holds QUEUE_SIZE bytes, and at most DEPTH chunks of any size."""
     lane = SinkThread("disk", stuck)
