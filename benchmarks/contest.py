@@ -45,7 +45,7 @@ class Contender:
     warm_target: float | None = 1.0
     #: Measures a run that is no command.
     measure: Callable[[], Cost] | None = None
-    #: Whether it does nothing but the parts of our work. Then no program is much faster, and it counts as a bound.
+    #: Whether it does nothing but the parts of our work. Then its wall time counts as a bound.
     is_bare: bool = False
 
 

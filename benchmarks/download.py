@@ -82,7 +82,7 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     with serving(nginx, scratch, "image.raw", digest) as site, warm_worker(site.config) as worker:
         plain, secure = (own_sides(site.config, worker, "download", *job(site, url)) for url in site.urls)
         plain_parts, secure_parts = _parts(site, size)
-        program = bare_program(scratch)
+        program = _bare_program(scratch)
         sides = [*plain, *curl(site, site.plain, 1.0, 1.1), *_aria2(site), *_bare(program, site, site.plain)]
         rows = contest("download, HTTP", sides, size, runs, parts=plain_parts)
         sides = [*secure, *curl(site, site.secure, 0.8, 0.9), *_bare(program, site, site.secure)]
@@ -206,7 +206,7 @@ def curl(site: Site, url: str, target: float, warm_target: float | None = None) 
     return [Contender("curl -o", command, taker(site.root / "out", "image.raw"), {}, target, warm_target)]
 
 
-def bare_program(directory: Path) -> Path | None:
+def _bare_program(directory: Path) -> Path | None:
     """Build bare.c below a directory and return the program. Return None without a compiler or OpenSSL's headers."""
     program, source = directory / "bare", Path(__file__).with_name("bare.c")
     if not (compiler := found("cc")):

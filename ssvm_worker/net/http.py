@@ -198,9 +198,10 @@ class HttpAnswer(HTTPResponse):
     # http.client calls the next three methods for the chunks of a body.
 
     def _read_chunked(self, amt: int | None = None) -> bytes:
-        """Read some bytes, and wait for further chunks of HTTP during FILL_S.
+        """Read some bytes. After FILL_S, begin no further chunk of HTTP: a slow server must not delay the first ones.
 
-        Keep the end of the connection after whole chunks for the next call: it loses no bytes.
+        If the server stalls earlier, the first chunks wait for the end of the stall. Keep the end of the connection
+        after whole chunks for the next call: it loses no bytes.
         """
         if self._body_error is not None:
             raise self._body_error

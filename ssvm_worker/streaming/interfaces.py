@@ -17,7 +17,7 @@ from ssvm_worker.units import MiB
 _log = logging.getLogger("ssvm.stream")
 
 #: The usual chunk. Measured on two cores: chunks of 256 KiB cost a third more time for each byte, chunks of 512 KiB
-#: a sixth more. Chunks of 2 MiB cost as much as 1 MiB.
+#: a sixth more.
 CHUNK = MiB
 #: The largest chunk. Linux gives a sender a buffer of at most 4 MiB by default. The sender fills it while the worker
 #: hashes and writes the last burst. So both work less often, but longer at once (decision 0004).

@@ -26,7 +26,7 @@ from functools import partial
 from ssvm_worker.errors import Cancelled, ResourceBusy, SourceUnavailable, StoreUnavailable, TooLarge, WorkerError
 from ssvm_worker.units import MiB, human_size
 
-from .interfaces import BURST, Check, Observer, Owner, Sink, Source, Store, StoredObject
+from .interfaces import BURST, CHUNK, Check, Observer, Owner, Sink, Source, Store, StoredObject
 
 _log = logging.getLogger("ssvm.stream")
 RAISE_LIMIT = "Raise max_bytes in the request, or download.max_bytes in the settings"
@@ -36,9 +36,9 @@ WORTH_IT = MiB
 _LONGEST_WAIT_S = 60.0
 #: Unused rate that may be used at once after a pause, in seconds of that rate.
 _BURST_S = 0.1
-#: The maximum of bytes in one queue: two bursts, or DEPTH small chunks. With five small chunks, a backup to a directory
+#: The maximum of bytes in one queue: two bursts, or seven smaller chunks. With five of these, a backup to a directory
 #: and S3 takes a twelfth more time.
-QUEUE_SIZE, DEPTH = 2 * BURST, 7
+QUEUE_SIZE = 2 * BURST
 #: Seconds between two calls of *check* while a queue is full.
 _POLL_S = 0.5
 #: Seconds that a sink gets to consume its last chunk after a failure. A cancel must take effect within 2 s.
@@ -264,7 +264,8 @@ class SinkThread:
         """Wait for room in the queue and take it. Return False if there is none in time."""
         with self._taken:
             has_room = self._taken.wait_for(lambda: self._queued + size <= QUEUE_SIZE, _POLL_S)
-            self._queued += size * has_room
+            if has_room:
+                self._queued += size
         return has_room
 
     def _has_ended(self) -> bool:
@@ -311,7 +312,7 @@ class SinkThread:
 
 def room_of(chunk: bytes) -> int:
     """Return the bytes that a chunk takes in a queue. The minimum limits the number of tiny chunks."""
-    return max(len(chunk), QUEUE_SIZE // DEPTH)
+    return max(len(chunk), CHUNK)
 
 
 @dataclass

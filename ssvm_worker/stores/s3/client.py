@@ -88,7 +88,7 @@ class S3Settings:
     #: Minimum bytes of a part. S3 rejects smaller parts than 5 MiB, except the last part.
     part_size: int = 5 * MiB
     #: The number of parts in transfer, if the memory of an upload allows it.
-    parallel: int = 5
+    parallel: int = 4
     #: The directory for the detected features of servers. None: each process detects them.
     notes_dir: str | None = None
 

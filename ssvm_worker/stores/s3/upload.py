@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 #: Bytes of chunks that one upload holds, including the part that it fills. A transfer may use 64 MiB. With the queues
-#: before the sink, the SDK and its client, benchmarks measured 53 to 61 MiB. This allows four parts of 5 MiB at once,
-#: which are as fast as five.
+#: before the sink, the SDK and its client, benchmarks measured 53 to 61 MiB. This allows four parts of 5 MiB at once.
+#: With servers on loopback they are as fast as five.
 BUDGET = 27 * MiB
 #: The version of a missing object.
 _ABSENT = "absent"

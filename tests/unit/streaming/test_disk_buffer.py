@@ -11,14 +11,16 @@ import pytest
 from ssvm_worker.errors import Cancelled, StoreUnavailable
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.disk_buffer import DiskBuffer
-from ssvm_worker.streaming.interfaces import Owner, Sink, Store
-from ssvm_worker.streaming.pipeline import DEPTH, read_bytes, store_stream
+from ssvm_worker.streaming.interfaces import CHUNK, Owner, Sink, Store
+from ssvm_worker.streaming.pipeline import QUEUE_SIZE, read_bytes, store_stream
 from ssvm_worker.units import KiB
 from tests.faults import Stall, store_failing, store_stalling
 from tests.waiting import PATIENCE_S
 
 CHUNKS = [os.urandom(64 * KiB) for _ in range(40)]
 ROOM = 20 * 64 * KiB
+#: The number of these chunks that wait in memory.
+DEPTH = QUEUE_SIZE // CHUNK
 
 
 @pytest.fixture(autouse=True)

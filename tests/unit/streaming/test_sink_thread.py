@@ -9,8 +9,11 @@ import pytest
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable
 from ssvm_worker.streaming.interfaces import BURST, CHUNK
-from ssvm_worker.streaming.pipeline import DEPTH, SinkThread
+from ssvm_worker.streaming.pipeline import QUEUE_SIZE, SinkThread
 from tests.waiting import PATIENCE_S
+
+#: The number of small chunks that a queue holds.
+DEPTH = QUEUE_SIZE // CHUNK
 
 
 def nothing() -> None:

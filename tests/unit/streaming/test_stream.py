@@ -21,8 +21,8 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.interfaces import Owner, Sink, StoredObject
-from ssvm_worker.streaming.pipeline import DEPTH, SlowSinkDetector, limit, put_bytes, read_bytes, store_stream, tap
+from ssvm_worker.streaming.interfaces import CHUNK, Owner, Sink, StoredObject
+from ssvm_worker.streaming.pipeline import QUEUE_SIZE, SlowSinkDetector, limit, put_bytes, read_bytes, store_stream, tap
 from tests.waiting import PATIENCE_S
 
 ME = Owner("job", 1)
@@ -273,7 +273,7 @@ def test_stuck_store_holds_back_the_source(sinks: dict[str, Sink]) -> None:
 
     with pytest.raises(Cancelled):
         store_stream(endless(), {"primary": Stuck(sinks["primary"], "", ValueError())}, check=check)
-    assert read <= DEPTH + 2  # the waiting chunks, the chunk in a write, and the chunk in a put
+    assert read <= QUEUE_SIZE // CHUNK + 2  # the waiting chunks, the chunk in a write, and the chunk in a put
 
 
 # Small things
